@@ -1,0 +1,138 @@
+"""Every way a command can fail: one class an exit code, with its words for the person at the terminal.
+
+An error is one line (what, which, who owns it) and, where there is one, a hint: what to type next.
+The exit codes are a promise to scripts; they are listed in `docs/exit-codes.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class RouterError(Exception):
+    """The root: something went wrong that nobody foresaw (exit 1)."""
+
+    #: What the shell sees.
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "", app: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.app = app
+
+
+class UsageProblem(RouterError):
+    """A name or a value breaks a rule, or the command was called wrongly; the rule is said."""
+
+    exit_code = 2
+
+
+class NotFound(RouterError):
+    """There is no such app, domain, plugin, hook or generation."""
+
+    exit_code = 3
+
+
+class Conflict(RouterError):
+    """Somebody else has it; the owner is named."""
+
+    exit_code = 4
+
+
+class Busy(RouterError):
+    """Somebody else is at it; the holder is named."""
+
+    exit_code = 5
+
+
+class Refused(RouterError):
+    """A plugin said no; which one and why."""
+
+    exit_code = 6
+
+
+class TemplateError(RouterError):
+    """A template does not render; file, line and variable are said."""
+
+    exit_code = 7
+
+
+class NginxRejected(RouterError):
+    """nginx, or the parse before it, does not accept the configuration."""
+
+    exit_code = 8
+
+
+class ReloadFailed(RouterError):
+    """nginx did not take the new configuration up; everything was put back."""
+
+    exit_code = 9
+
+
+class StateCorrupt(RouterError):
+    """What is on disk cannot be what this program wrote."""
+
+    exit_code = 10
+
+
+class PluginBroken(RouterError):
+    """A plugin cannot be loaded or gave an answer that cannot be used."""
+
+    exit_code = 11
+
+
+class ChecksFailed(RouterError):
+    """An endpoint did not answer its check in time; nothing was changed."""
+
+    exit_code = 12
+
+
+class ProxyDown(RouterError):
+    """The proxy should run and does not."""
+
+    exit_code = 13
+
+
+class NotPermitted(RouterError):
+    """The files belong to somebody else."""
+
+    exit_code = 14
+
+
+class NotDrained(RouterError):
+    """Done, but old instances still hold requests; they are named."""
+
+    exit_code = 15
+
+
+#: Every class by its exit code, for errors that travel between processes and for the documentation.
+BY_EXIT_CODE: dict[int, type[RouterError]] = {
+    cls.exit_code: cls
+    for cls in (
+        RouterError,
+        UsageProblem,
+        NotFound,
+        Conflict,
+        Busy,
+        Refused,
+        TemplateError,
+        NginxRejected,
+        ReloadFailed,
+        StateCorrupt,
+        PluginBroken,
+        ChecksFailed,
+        ProxyDown,
+        NotPermitted,
+        NotDrained,
+    )
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest of `known`, or nothing."""
+    import difflib  # only on the way out of a failed command
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,149 @@
+"""Files written whole or not at all, read without surprises, and the host lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+from .errors import Busy, UsageProblem
+
+#: The largest file an app may bring; larger ones are mistakes.
+LARGEST = 1 << 20
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Make `path` hold `data`: a crash at any point leaves the old bytes or the new ones.
+
+    An existing file keeps its mode and owner.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        was = path.lstat()
+        mode = stat.S_IMODE(was.st_mode) if stat.S_ISREG(was.st_mode) else mode
+        owner = (was.st_uid, was.st_gid)
+        _write(path, data, mode, owner)
+        return
+    _write(path, data, mode, None)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in `path` survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point the symbolic link `link` to `target` by one rename."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    fresh.symlink_to(target)
+    fresh.rename(link)
+    sync_directory(link.parent)
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a regular file; None where there is none.
+
+    Links, FIFOs and devices are refused: an app's owner could point them at what is not theirs.
+
+    Raises:
+        UsageProblem: it is no regular file, too large, or holds a NUL byte.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as why:
+        if why.errno in (errno.ELOOP, errno.ENXIO):
+            raise UsageProblem(f"{path}: a link or a device, not a regular file") from None
+        raise
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise UsageProblem(f"{path}: not a regular file")
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise UsageProblem(f"{path}: larger than {LARGEST} bytes")
+    if b"\0" in data:
+        raise UsageProblem(f"{path}: holds a NUL byte")
+    return data.decode(errors="surrogateescape")
+
+
+def encoded(text: str) -> bytes:
+    """The bytes of a text that `read_text` gave."""
+    return text.encode(errors="surrogateescape")
+
+
+class FileLock:
+    """flock(2) on a file that is never removed, so that flock(1) in a shell excludes us and we it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free."""
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def acquire(self, timeout: float, what: str) -> None:
+        """Take the lock within `timeout` seconds.
+
+        Raises:
+            Busy: somebody kept it; the holder is named.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.try_acquire():
+            if time.monotonic() >= deadline:
+                raise Busy(f"{what} is locked by {self.holder()}", hint="wait for it, or give --lock-timeout more seconds")
+            time.sleep(0.01)
+
+    def release(self) -> None:
+        """Let go; does nothing where it is not held."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def holder(self) -> str:
+        """Who holds it, as the kernel says: pid and command line."""
+        inode = self.path.stat().st_ino
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/locks").read_text().splitlines():
+                fields = line.split()
+                if "FLOCK" in fields and "->" not in fields and fields[-3].endswith(f":{inode}"):
+                    pid = fields[-4]
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    return f"pid {pid} ({command[:120]})"
+        return "another process"
+
+
+def _write(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None) -> None:
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            os.fchmod(fd, mode)
+            if owner and owner != (os.geteuid(), os.getegid()):
+                with contextlib.suppress(PermissionError):
+                    os.fchown(fd, *owner)
+            file.flush()
+            os.fsync(fd)
+        Path(name).rename(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
+    sync_directory(path.parent)

@@ -1,0 +1,266 @@
+"""Generations: numbered, immutable lists of objects, and the one link that says which is current.
+
+    objects/SHA256           a rendered vhost, a snippet, or an app's texts and facts; written once, 0444
+    generations/000042/      router.conf, state.json, manifest.json; managed: nginx.conf
+    current -> generations/000042
+
+Staging costs what changed: an unchanged object is neither rendered nor written again.  `current` is exchanged by one
+rename, so that a crash leaves the old generation or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import NotFound, StateCorrupt
+from .files import replace_link, sync_directory, write_atomic
+from .model import Entry, Facts, HostFacts, Texts
+from .settings import Paths
+
+#: The shape of state.json; a later program reads all earlier ones.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Index:
+    """What one generation is made of (state.json)."""
+
+    number: int
+    probe: str  # what the probe answers while nginx serves this generation
+    config: str  # router.toml
+    global_domains: str  # DOMAINS
+    facts: HostFacts
+    apps: Mapping[str, Entry]
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """Domain -> app."""
+        return {d: name for name, entry in self.apps.items() for d in entry.domains}
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for state.json."""
+        return {
+            "schema": SCHEMA,
+            "generation": self.number,
+            "probe": self.probe,
+            "router.toml": self.config,
+            "DOMAINS": self.global_domains,
+            "facts": self.facts.as_json(),
+            "apps": {name: asdict(entry) for name, entry in sorted(self.apps.items())},
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How a generation came about (manifest.json)."""
+
+    generation: int
+    parent: int | None
+    time: str
+    command: str
+    apps: tuple[str, ...]  # the apps it changed
+    added: tuple[str, ...]  # objects its parent does not have
+    removed: tuple[str, ...]  # objects of its parent that it does not have
+    digest: str  # of router.conf and state.json
+    submissions: Mapping[str, Any]  # id -> answers, so that a crash behind the commit loses none
+
+
+class Generations:
+    """The generations of one root."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+
+    def current_number(self) -> int | None:
+        """The number `current` points to; None before the first generation.
+
+        Raises:
+            StateCorrupt: it points to something else.
+        """
+        try:
+            target = str(self.paths.current.readlink())
+        except FileNotFoundError:
+            return None
+        name = Path(target).name
+        if not name.isdigit() or not (self.paths.generations / name / "state.json").is_file():
+            raise StateCorrupt(
+                f"{self.paths.current} points to {target}, which is no generation",
+                hint=f"link it to the newest directory in {self.paths.generations}, then router reconcile --all",
+            )
+        return int(name)
+
+    def current(self) -> Index | None:
+        """The current generation; None before the first."""
+        number = self.current_number()
+        return None if number is None else self.index(number)
+
+    def index(self, number: int) -> Index:
+        """What generation `number` is made of.
+
+        Raises:
+            NotFound: there is none (any more).
+            StateCorrupt: its state.json cannot be read.
+        """
+        raw = self._json(number, "state.json")
+        try:
+            apps = {name: Entry(**(e | {k: tuple(e[k]) for k in ("domains", "ports", "objects")})) for name, e in raw["apps"].items()}
+            return Index(raw["generation"], raw["probe"], raw["router.toml"], raw["DOMAINS"], HostFacts.from_json(raw["facts"]), apps)
+        except (KeyError, TypeError) as why:
+            raise self._corrupt(number, "state.json", repr(why)) from None
+
+    def manifest(self, number: int) -> Manifest:
+        """How generation `number` came about.
+
+        Raises:
+            NotFound: there is none (any more).
+            StateCorrupt: its manifest.json cannot be read.
+        """
+        raw = self._json(number, "manifest.json")
+        try:
+            return Manifest(**(raw | {k: tuple(raw[k]) for k in ("apps", "added", "removed")}))
+        except (KeyError, TypeError) as why:
+            raise self._corrupt(number, "manifest.json", repr(why)) from None
+
+    def numbers(self) -> list[int]:
+        """Every generation that is kept, oldest first."""
+        try:
+            return sorted(int(p.name) for p in self.paths.generations.iterdir() if p.name.isdigit())
+        except FileNotFoundError:
+            return []
+
+    def directory(self, number: int) -> Path:
+        """Where generation `number` lies."""
+        return self.paths.generations / f"{number:06d}"
+
+    def app_state(self, entry: Entry) -> tuple[Texts, Facts]:
+        """The texts and facts an app had in a generation.
+
+        Raises:
+            StateCorrupt: the object is gone or not what its name says.
+        """
+        raw = json.loads(self.object(entry.state))
+        return raw["texts"], Facts.from_json(raw["facts"])
+
+    def object_path(self, sha: str) -> Path:
+        """Where an object lies."""
+        return self.paths.objects / sha
+
+    def object(self, sha: str) -> bytes:
+        """The bytes of an object.
+
+        Raises:
+            StateCorrupt: it is gone or not what its name says.
+        """
+        path = self.object_path(sha)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise StateCorrupt(f"object {path} is missing", hint="restore it from a backup, or: router reconcile --all") from None
+        if hashlib.sha256(data).hexdigest() != sha:
+            raise StateCorrupt(f"object {path} was changed", hint="remove it, then: router reconcile --all")
+        return data
+
+    def put(self, data: bytes) -> str:
+        """Keep `data` as an object; the name under which it is found."""
+        sha = hashlib.sha256(data).hexdigest()
+        path = self.object_path(sha)
+        if not path.exists():
+            write_atomic(path, data, mode=0o444)
+        return sha
+
+    def stage(self, number: int, files: Mapping[str, str]) -> None:
+        """Write the directory of generation `number`; nothing points to it yet."""
+        final = self.directory(number)
+        shutil.rmtree(final, ignore_errors=True)  # left by a crash before its commit
+        fresh = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name, text in files.items():
+            with (fresh / name).open("w", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_directory(fresh)
+        fresh.rename(final)
+        sync_directory(final.parent)
+
+    def commit(self, number: int) -> None:
+        """Make generation `number` the current one, by one rename.
+
+        nginx keeps what it runs until it is reloaded; the caller owns that step and commits the parent again when it fails.
+        """
+        replace_link(self.paths.current, f"generations/{number:06d}")
+
+    def uncommit(self, parent: int | None) -> None:
+        """Make `parent` current again; None: there was none."""
+        if parent is not None:
+            self.commit(parent)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self.paths.current.unlink()
+
+    def discard(self, number: int) -> None:
+        """Remove a generation that did not come to serve, and the objects it alone brought."""
+        with contextlib.suppress(NotFound, StateCorrupt):
+            others = [n for n in self.numbers() if n != number]
+            named = {sha for n in others for sha in self.manifest(n).added}
+            if others:
+                named |= _objects(self.index(others[0]))
+            for sha in set(self.manifest(number).added) - named:
+                self.object_path(sha).unlink(missing_ok=True)
+        shutil.rmtree(self.directory(number), ignore_errors=True)
+
+    def prune(self, keep: int) -> list[int]:
+        """Remove all but the last `keep` generations, and the objects that only the removed ones name."""
+        numbers = self.numbers()
+        spared = {self.current_number()}
+        if None not in spared:
+            with contextlib.suppress(NotFound, StateCorrupt):
+                spared.add(self.manifest(next(n for n in spared if n is not None)).parent)
+        gone = [n for n in numbers[:-keep] if n not in spared] if len(numbers) > keep else []
+        if not gone:
+            return []
+        kept = [n for n in numbers if n not in gone]
+        manifests = {n: self.manifest(n) for n in numbers}
+        # an object leaves the chain in the generation after the last that names it, and may have come back later
+        unnamed = {sha for n in numbers if n <= kept[0] for sha in manifests[n].removed}
+        named = {sha for n in kept[1:] for sha in manifests[n].added} | _objects(self.index(kept[0]))
+        for sha in unnamed - named:
+            self.object_path(sha).unlink(missing_ok=True)
+        for n in gone:
+            shutil.rmtree(self.directory(n), ignore_errors=True)
+        return gone
+
+    def _json(self, number: int, name: str) -> dict[str, Any]:
+        path = self.directory(number) / name
+        try:
+            raw = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise NotFound(f"there is no generation {number}", hint="router generations:list") from None
+        except ValueError as why:
+            raise self._corrupt(number, name, str(why)) from None
+        if name == "state.json" and raw.get("schema") != SCHEMA:
+            raise self._corrupt(number, name, f"schema {raw.get('schema')} is not {SCHEMA}")
+        return dict(raw)
+
+    def _corrupt(self, number: int, name: str, why: str) -> StateCorrupt:
+        return StateCorrupt(
+            f"{self.directory(number) / name}: {why}", hint=f"restore it from a backup, or link {self.paths.current} to another"
+        )
+
+
+def objects_of(entry: Entry) -> tuple[str, ...]:
+    """Every object an app needs."""
+    return tuple(sha for sha in (entry.state, entry.vhost, *entry.objects) if sha)
+
+
+def _objects(index: Index) -> set[str]:
+    return {sha for entry in index.apps.values() for sha in objects_of(entry)}

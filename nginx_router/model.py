@@ -1,0 +1,291 @@
+"""The values that configuration is made of: an app as its files say it, the host-wide settings, the index of a generation.
+
+The text of the files is the state; everything else is derived from it by parsing.  So a generation can be written back
+into the directories, compared and undone without a second representation.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from . import lines
+from .errors import UsageProblem
+from .names import AppName, Domain, Endpoint, Port, Process, domain, endpoint_line, port_entry, process_name, shown
+from .properties import PROPERTIES, lookup
+
+#: The files of an app that make its configuration, beside `nginx.conf.d/*.conf`.
+DOMAINS, UPSTREAMS, APP_TOML, TEMPLATE = "DOMAINS", "UPSTREAMS", "app.toml", "nginx.conf.j2"
+SNIPPETS = "nginx.conf.d/"
+
+#: Relative path -> text, of everything in an app's directory that makes its configuration.
+Texts = Mapping[str, str]
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class App:
+    """One app as its files say it."""
+
+    name: AppName
+    domains: tuple[Domain, ...] = ()
+    domains_enabled: bool = True
+    ports: tuple[Port, ...] = ()
+    locked: str | None = None
+    counts: Mapping[Process, int] = field(default_factory=dict)
+    endpoints: tuple[Endpoint, ...] = ()
+    nginx: Mapping[str, str] = field(default_factory=dict)
+    plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    snippets: Mapping[str, str] = field(default_factory=dict)
+    template: str | None = None
+
+    @property
+    def served_domains(self) -> tuple[Domain, ...]:
+        """The domains with a server block."""
+        return self.domains if self.domains_enabled else ()
+
+    def of_process(self, process: str) -> tuple[Endpoint, ...]:
+        """The endpoints of one process."""
+        return tuple(e for e in self.endpoints if e.process == process)
+
+    @property
+    def processes(self) -> tuple[str, ...]:
+        """The names of the processes that have endpoints."""
+        return tuple(sorted({e.process for e in self.endpoints}))
+
+
+@dataclass(frozen=True)
+class Globals:
+    """The host-wide settings as `router.toml` and the global `DOMAINS` say them."""
+
+    domains: tuple[Domain, ...] = ()
+    proxy: Mapping[str, str] = field(default_factory=dict)
+    nginx: Mapping[str, str] = field(default_factory=dict)
+    plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def get(self, name: str) -> str:
+        """A proxy property as it counts: set, else its default (ports by mode)."""
+        value = self.proxy.get(name, "") or lookup("proxy", name).default
+        if not value and name in ("http-port", "https-port"):
+            host, managed = {"http-port": ("80", "8080"), "https-port": ("443", "8443")}[name]
+            return host if self.get("mode") == "host" else managed
+        return value
+
+    @property
+    def is_host_mode(self) -> bool:
+        """Whether the distribution's nginx serves."""
+        return self.get("mode") == "host"
+
+    @property
+    def http_port(self) -> int:
+        """The port of apps without ports of their own."""
+        return int(self.get("http-port"))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was asked of the world for an app before its change: addresses by name, and what plugins answered."""
+
+    resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    snippets: tuple[tuple[str, str, str], ...] = ()  # hook, plugin, text
+    template: tuple[str, str] | None = None  # plugin, text
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        return {
+            "resolved": {k: list(v) for k, v in sorted(self.resolved.items())},
+            "snippets": [list(s) for s in self.snippets],
+            "template": list(self.template) if self.template else None,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Facts:
+        """The reverse of `as_json`."""
+        template = raw.get("template")
+        return cls(
+            {k: tuple(v) for k, v in raw.get("resolved", {}).items()},
+            tuple((h, p, t) for h, p, t in raw.get("snippets", [])),
+            (template[0], template[1]) if template else None,
+        )
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the host has: IPv6, open files, what its own nginx configuration says already."""
+
+    ipv6: bool = False
+    nofile: int = 1024
+    user: str = ""
+    probe_name: str = ""
+    host_has: tuple[str, ...] = ()  # http-level directives of the distribution's nginx, and default_server as `default:PORT`
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        return {
+            "ipv6": self.ipv6,
+            "nofile": self.nofile,
+            "user": self.user,
+            "probe_name": self.probe_name,
+            "host_has": list(self.host_has),
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> HostFacts:
+        """The reverse of `as_json`."""
+        return cls(bool(raw["ipv6"]), int(raw["nofile"]), str(raw["user"]), str(raw["probe_name"]), tuple(raw["host_has"]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a generation knows of an app without opening its objects."""
+
+    state: str  # object: texts and facts
+    vhost: str | None  # object; None: nothing to serve
+    generation: int
+    domains: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    objects: tuple[str, ...] = ()  # included by the vhost
+
+
+def parse_app(name: str, texts: Texts, tables: Iterable[str] = ()) -> App:
+    """The app that `texts` describe; `tables` are the plugins that may have keys in app.toml.
+
+    Raises:
+        UsageProblem: a file breaks a rule; file and line are named.
+    """
+    where = f"apps/{name}/"
+    domains: list[Domain] = []
+    for number, entry in lines.entries(texts.get(DOMAINS, "")):
+        parsed = _at(f"{where}{DOMAINS}", number, lambda entry=entry: domain(entry), name)
+        if parsed not in domains:
+            domains.append(parsed)
+    endpoints: dict[tuple[str, str], Endpoint] = {}
+    for number, entry in lines.entries(texts.get(UPSTREAMS, "")):
+        e = _at(f"{where}{UPSTREAMS}", number, lambda entry=entry: endpoint_line(entry), name)
+        endpoints[e.process, e.address.text] = e
+    raw = _toml(f"{where}{APP_TOML}", texts.get(APP_TOML, ""), name)
+    problem = _Places(f"{where}{APP_TOML}", texts.get(APP_TOML, ""), name)
+    known = {"ports", "locked", "domains", "count", "nginx"}
+    allowed = known | set(tables)
+    for key in raw:
+        if key not in allowed:
+            raise problem.at(key, f"unknown key {shown(key)}")
+        if key not in known and not isinstance(raw[key], dict):
+            raise problem.at(key, f"{shown(key)} is a table of a plugin")
+    switch = raw.get("domains", "enabled")
+    if switch not in ("enabled", "disabled"):
+        raise problem.at("domains", "domains is enabled or disabled")
+    locked = raw.get("locked")
+    if locked is not None and not isinstance(locked, str):
+        raise problem.at("locked", "locked is a text, the reason")
+    return App(
+        name=AppName(name),
+        domains=tuple(domains),
+        domains_enabled=switch == "enabled",
+        ports=_ports(raw, problem),
+        locked=locked,
+        counts=_counts(raw, problem),
+        endpoints=tuple(endpoints.values()),
+        nginx=_properties("nginx", raw, problem),
+        plugins={key: raw[key] for key in raw if key not in known},
+        snippets={path.removeprefix(SNIPPETS): text for path, text in sorted(texts.items()) if path.startswith(SNIPPETS)},
+        template=texts.get(TEMPLATE),
+    )
+
+
+def parse_globals(config: str, domains_text: str, tables: Iterable[str] = ()) -> Globals:
+    """The host-wide settings of `router.toml` and the global `DOMAINS`.
+
+    Raises:
+        UsageProblem: a file breaks a rule; file and line are named.
+    """
+    raw = _toml("router.toml", config, None)
+    problem = _Places("router.toml", config, None)
+    for key in raw:
+        if key not in {"proxy", "nginx", *tables}:
+            raise problem.at(key, f"unknown table {shown(key)}")
+        if not isinstance(raw[key], dict):
+            raise problem.at(key, f"{shown(key)} is a table")
+    return Globals(
+        domains=tuple(_at("DOMAINS", number, lambda e=entry: domain(e), None) for number, entry in lines.entries(domains_text)),
+        proxy=_properties("proxy", raw, problem),
+        nginx=_properties("nginx", raw, problem),
+        plugins={key: raw[key] for key in raw if key not in ("proxy", "nginx")},
+    )
+
+
+class _Places:
+    """Says where in a TOML file a key stands (tomllib keeps no positions)."""
+
+    def __init__(self, path: str, text: str, app: str | None) -> None:
+        self.path, self.text, self.app = path, text, app
+
+    def at(self, key: str, what: str) -> UsageProblem:
+        pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[\]=.]""")
+        line = next((n for n, text in enumerate(self.text.splitlines(), 1) if pattern.match(text)), 1)
+        return UsageProblem(f"{self.path}:{line}: {what}", app=self.app)
+
+
+def _at(path: str, number: int, parse: Any, app: str | None) -> Any:
+    try:
+        return parse()
+    except UsageProblem as why:
+        raise UsageProblem(f"{path}:{number}: {why.message}", hint=why.hint, app=app) from None
+
+
+def _toml(path: str, text: str, app: str | None) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as why:
+        line = re.search(r"line (\d+)", str(why))
+        raise UsageProblem(f"{path}:{line[1] if line else 1}: {why}", app=app) from None
+
+
+def _ports(raw: Mapping[str, Any], problem: _Places) -> tuple[Port, ...]:
+    given = raw.get("ports", [])
+    if not isinstance(given, list) or not all(isinstance(p, str) for p in given):
+        raise problem.at("ports", 'ports is a list such as ["http", "http:9000"]')
+    found: dict[int | None, Port] = {}
+    for text in given:
+        try:
+            port = port_entry(text)
+        except UsageProblem as why:
+            raise problem.at("ports", why.message) from None
+        if port.number in found and found[port.number] != port:
+            raise problem.at("ports", f"{found[port.number]} and {port} are one port with two processes")
+        found[port.number] = port
+    return tuple(found.values())
+
+
+def _counts(raw: Mapping[str, Any], problem: _Places) -> dict[Process, int]:
+    given = raw.get("count", {})
+    if not isinstance(given, dict):
+        raise problem.at("count", "count is a table such as web = 3")
+    counts = {}
+    for key, value in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise problem.at(key, f"the count of {key} is a whole number")
+        counts[process_name(key)] = value
+    return counts
+
+
+def _properties(table: str, raw: Mapping[str, Any], problem: _Places) -> dict[str, str]:
+    given = raw.get(table, {})
+    if not isinstance(given, dict):
+        raise problem.at(table, f"{table} is a table")
+    found = {}
+    for key, value in given.items():
+        if key not in PROPERTIES[table]:
+            raise problem.at(key, f"unknown {table} property {shown(key)}")
+        try:
+            found[key] = lookup(table, key).parse(value)
+        except UsageProblem as why:
+            raise problem.at(key, why.message) from None
+    return found

@@ -1,0 +1,134 @@
+"""Every property in one table: it drives `set`, `report`, rendering and the documentation."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import UsageProblem, nearest
+from .names import port_number, shown
+
+Table = Literal["nginx", "proxy"]
+
+
+@dataclass(frozen=True)
+class Property:
+    """A named setting of an app or of the host."""
+
+    name: str
+    table: Table
+    default: str
+    rule: str
+    help: str
+    check: Callable[[str], str]
+    directive: str = ""
+
+    def parse(self, value: object) -> str:
+        """The value in its one spelling, from a command or a TOML file.
+
+        Raises:
+            UsageProblem: the value breaks the property's rule.
+        """
+        if isinstance(value, bool):
+            text = "on" if value else "off"
+        elif isinstance(value, int | str):
+            text = str(value)
+        else:
+            raise UsageProblem(f"{self.name}: {type(value).__name__} is not {self.rule}")
+        try:
+            return self.check(text)
+        except ValueError:
+            raise UsageProblem(f"{self.name} {shown(text)} is not {self.rule}") from None
+
+
+def _matching(pattern: str) -> Callable[[str], str]:
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(text)
+        return text
+
+    return check
+
+
+def _port(text: str) -> str:
+    return str(port_number(text))
+
+
+def _whole(low: int, high: int) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(text)
+        return str(int(text))
+
+    return check
+
+
+def _addresses(text: str) -> str:
+    return " ".join(str(ipaddress.ip_address(word.strip("[]"))) for word in text.split())
+
+
+_SIZE = _matching(r"[0-9]{1,9}[kKmMgG]?")
+_TIME = _matching(r"[1-9][0-9]{0,7}(ms|s|m|h|d)?")
+_PATH = _matching(r"/[^\s;{}'\"\\$#]+")
+_SITE = _matching(r"444|404|421|https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~/?&=%-]*)?")
+
+# one row a property, however long: it is a table
+# ruff: noqa: E501
+# fmt: off
+_TABLE = (
+    Property(
+        "client-max-body-size",
+        "nginx",
+        "1m",
+        "a size such as 2m, 0 for no limit",
+        "the largest request body",
+        _SIZE,
+        "client_max_body_size",
+    ),
+    Property("proxy-read-timeout", "nginx", "60s", "a time such as 60s", "how long an instance may be silent", _TIME, "proxy_read_timeout"),
+    Property(
+        "proxy-keepalive",
+        "nginx",
+        "32",
+        "a number from 0 (off) to 4096",
+        "idle connections a worker keeps to a process's instances",
+        _whole(0, 4096),
+    ),
+    Property(
+        "mode", "proxy", "managed", "managed or host", "whose nginx serves: router's own, or the distribution's", _matching("managed|host")
+    ),
+    Property(
+        "http-port", "proxy", "", "a port from 1 to 65535", "the port of apps without ports of their own (8080; host mode: 80)", _port
+    ),
+    Property("https-port", "proxy", "", "a port from 1 to 65535", "the same for apps with a certificate (8443; host mode: 443)", _port),
+    Property(
+        "bind-address", "proxy", "", "IP addresses", "where nginx listens; unset: everywhere, IPv6 too where the host has it", _addresses
+    ),
+    Property("nginx-binary", "proxy", "nginx", "a command or an absolute path", "the nginx to run", _matching(r"[A-Za-z0-9._/+-]+")),
+    Property("nginx-conf", "proxy", "/etc/nginx/nginx.conf", "an absolute path", "host mode: the distribution's configuration", _PATH),
+    Property("reload-command", "proxy", "", "a command with its arguments", "host mode: what reloads nginx", _matching(r"[^\n;&|<>$`]+")),
+    Property("updates", "proxy", "reload", "reload", "how endpoint changes reach nginx", _matching("reload")),
+    Property("generations-keep", "proxy", "50", "a number from 2 to 10000", "how many generations are kept", _whole(2, 10000)),
+    Property("default-site", "proxy", "444", "444, 404, 421 or a URL", "what a host name that no app owns is answered", _SITE),
+)
+
+# fmt: on
+PROPERTIES: Mapping[str, Mapping[str, Property]] = {table: {p.name: p for p in _TABLE if p.table == table} for table in ("nginx", "proxy")}
+
+
+def lookup(table: str, name: str) -> Property:
+    """The property `name` of `table`.
+
+    Raises:
+        UsageProblem: there is none; the nearest is named.
+    """
+    found = PROPERTIES[table].get(name)
+    if found is None:
+        known = PROPERTIES[table]
+        raise UsageProblem(f"no {table} property {shown(name)}{nearest(name, known)}", hint=f"there are: {' '.join(known)}")
+    return found

@@ -1,0 +1,241 @@
+"""State and facts to configuration text: pure and deterministic, the same bytes for the same state.
+
+The decisions are made here, with typed values; the templates hold layout alone.  An app's own template runs in jinja2's
+immutable sandbox, and what it makes goes through the same parse as snippets (`vetting`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateSyntaxError, UndefinedError
+from jinja2 import TemplateError as JinjaError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .errors import TemplateError, UsageProblem
+from .model import TEMPLATE, App, Facts, Globals, HostFacts
+from .names import WEB, Endpoint
+from .properties import PROPERTIES
+from .resources import shipped
+
+#: The longest path that bind(2) takes, less the final NUL; a deeper root is probed by a secret server name instead.
+_LONGEST_SOCKET = 107
+_BARE = re.compile(r"[A-Za-z0-9_./:@%+,=~-]+")
+
+
+@dataclass(frozen=True)
+class Include:
+    """A file that the server blocks of an app include."""
+
+    path: str
+    source: str
+
+
+class Renderer:
+    """Renders for one host: its paths, its settings, its facts."""
+
+    def __init__(self, root: Path, settings: Globals, facts: HostFacts) -> None:
+        self.root, self.settings, self.facts = root, settings, facts
+        options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+        # S701: nginx's configuration is not HTML; values are typed and pass the `q` filter
+        self._shipped = Environment(loader=FileSystemLoader(shipped("templates")), autoescape=False, **options)  # noqa: S701
+        self._sandbox = ImmutableSandboxedEnvironment(autoescape=False, **options)
+        for environment in (self._shipped, self._sandbox):
+            environment.filters["q"] = quoted
+
+    def ports(self, app: App) -> dict[int, str]:
+        """Port -> process, of the server blocks of an app.
+
+        Raises:
+            UsageProblem: two entries mean one port and different processes.
+        """
+        if not app.ports:
+            return {self.settings.http_port: WEB}
+        found: dict[int, str] = {}
+        for entry in app.ports:
+            number = entry.number or self.settings.http_port
+            if found.setdefault(number, entry.process) != entry.process:
+                raise UsageProblem(f"{app.name}: port {number} is given to {found[number]} and to {entry.process}", app=app.name)
+        return found
+
+    def listens(self, port: int) -> list[str]:
+        """The arguments of `listen` for a port."""
+        bound = self.settings.get("bind-address").split()
+        if bound:
+            return [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in bound]
+        return [str(port), f"[::]:{port}"] if self.facts.ipv6 else [str(port)]
+
+    def vhost(self, app: App, facts: Facts, includes: Sequence[Include]) -> str:
+        """The vhost of an app; empty when it has nothing to serve.
+
+        Raises:
+            TemplateError: its own template, or a plugin's, does not render.
+            UsageProblem: its ports contradict each other.
+        """
+        values = self.values(app, facts, includes)
+        if not values["upstreams"] and not values["servers"] and not app.domains:
+            return ""
+        if app.template is not None:
+            return self._custom(app, app.template, f"apps/{app.name}/{TEMPLATE}", values)
+        if facts.template is not None:
+            return self._custom(app, facts.template[1], f"the template of plugin {facts.template[0]}", values)
+        return self._shipped.get_template("vhost.conf.j2").render(values)
+
+    def values(self, app: App, facts: Facts, includes: Sequence[Include]) -> dict[str, Any]:
+        """What a vhost template is given; docs/templates.md explains each."""
+        nginx = {name: app.nginx.get(name) or self.settings.nginx.get(name) or p.default for name, p in PROPERTIES["nginx"].items()}
+        upstreams = [u for process in app.processes if (u := _upstream(app, process, facts, nginx))]
+        names = {u["process"]: u["name"] for u in upstreams}
+        by_process: dict[str, list[int]] = {}
+        for port, process in sorted(self.ports(app).items()):
+            by_process.setdefault(process, []).append(port)
+        servers = [
+            {
+                "process": process,
+                "ports": ports,
+                "listens": [listen for port in ports for listen in self.listens(port)],
+                "names": list(app.served_domains),
+                "upstream": names.get(process),
+                "includes": [{"path": i.path, "source": i.source} for i in includes],
+            }
+            for process, ports in by_process.items()
+        ]
+        sources = [
+            name for name, there in (("DOMAINS", app.domains), ("UPSTREAMS", app.endpoints), ("app.toml", app.nginx or app.ports)) if there
+        ]
+        if not app.domains_enabled:
+            # the names stand here so that the generation knows whose they are
+            sources.append(f"domains disabled: {' '.join(app.domains)}")
+        return {
+            "app": app.name,
+            "sources": [f"apps/{app.name}/{sources[0]}", *sources[1:]] if sources else [f"apps/{app.name}"],
+            "domains": list(app.served_domains),
+            "upstreams": upstreams,
+            "servers": servers if app.served_domains else [],
+            "nginx": nginx,
+            "access_log": f"{self.root}/log/{app.name}-access.log",
+            "error_log": f"{self.root}/log/{app.name}-error.log",
+        }
+
+    def http(self, number: int, probe: str, ports: Sequence[int], vhosts: Mapping[str, str]) -> str:
+        """router.conf of a generation: what stands at http level, the probe, the default sites, one include a vhost."""
+        site = self.settings.get("default-site")
+        answer = f"302 {site}" if site.startswith("http") else site
+        mine = [p for p in sorted(ports) if f"default_server:{p}" not in self.facts.host_has]
+        socket = self.probe_socket()
+        bound = self.settings.get("bind-address").split()
+        return self._shipped.get_template("router.conf.j2").render(
+            number=number,
+            probe=probe,
+            probe_socket=socket,
+            probe_name=self.facts.probe_name,
+            probe_listens=self.listens(self.settings.http_port),
+            probe_clients=sorted({"127.0.0.1", "::1", *bound}),
+            host_has=self.facts.host_has,
+            default_sites=[{"listens": self.listens(p), "answer": answer} for p in mine],
+            vhosts=[{"app": app, "path": path} for app, path in sorted(vhosts.items())],
+        )
+
+    def main(self, number: int, directory: Path) -> str:
+        """nginx.conf of a generation of a managed nginx."""
+        return self._shipped.get_template("nginx.conf.j2").render(
+            number=number,
+            user=self.facts.user,
+            nofile=self.facts.nofile,
+            run=f"{self.root}/run",
+            log=f"{self.root}/log",
+            router_conf=f"{directory}/router.conf",
+        )
+
+    def probe_socket(self) -> str:
+        """The unix socket of the probe; empty where the probe is a secret server name.
+
+        Host mode has no unix listener: a stale one keeps the distribution's nginx from starting after a kill -9.
+        """
+        path = f"{self.root}/run/probe.sock"
+        return "" if self.settings.is_host_mode or len(path) > _LONGEST_SOCKET else path
+
+    def _custom(self, app: App, text: str, source: str, values: Mapping[str, Any]) -> str:
+        try:
+            return self._sandbox.from_string(text).render(values)
+        except TemplateSyntaxError as why:
+            raise TemplateError(f"app {app.name}: {source}:{why.lineno}: {why.message}", app=app.name) from None
+        except UndefinedError as why:
+            line = _line_of(why)
+            raise TemplateError(
+                f"app {app.name}: {source}:{line}: {why.message}", hint=f"there are: {' '.join(sorted(values))}", app=app.name
+            ) from None
+        except (JinjaError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as why:
+            # whatever expression the owner wrote: its words, with its place, are theirs to mend
+            raise TemplateError(f"app {app.name}: {source}:{_line_of(why)}: {why}", app=app.name) from None
+
+
+def quoted(value: object) -> str:
+    """`value` as one word of nginx's configuration."""
+    text = str(value)
+    if _BARE.fullmatch(text):
+        return text
+    if "\n" in text or "$" in text:
+        raise UsageProblem(f"{text!r} cannot stand in nginx's configuration")
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def upstream_name(app: str, process: str) -> str:
+    """The name of a process's upstream; app names may hold dots, process names never do, so no two are alike."""
+    return f"router_{app}.{process}"
+
+
+def _upstream(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) -> dict[str, Any] | None:
+    serving = [e for e in app.of_process(process) if not e.drain]
+    if not any(not e.down for e in serving):
+        return None
+    only_backups = all(e.backup or e.down for e in serving)
+    servers = [
+        {"address": address, "flags": _flags(e, only_backups), "named": "" if e.address.is_literal else e.address.host}
+        for e in sorted(serving)
+        for address in addresses_of(e, facts)
+    ]
+    return {
+        "name": upstream_name(app.name, process),
+        "process": process,
+        "zone": f"{64 * (1 + len(servers) // 32)}k",
+        "servers": servers,
+        "keepalive": int(nginx["proxy-keepalive"]),
+    }
+
+
+def addresses_of(endpoint: Endpoint, facts: Facts) -> list[str]:
+    """Where nginx connects to for an endpoint: resolved at apply time, so that a name can never keep nginx from booting.
+
+    Raises:
+        UsageProblem: its host name was not resolved.
+    """
+    if endpoint.address.is_literal:
+        return [endpoint.address.text]
+    found = facts.resolved.get(endpoint.address.host)
+    if not found:
+        raise UsageProblem(f"the host name of endpoint {endpoint.address} does not resolve", hint=f"getent ahosts {endpoint.address.host}")
+    return [endpoint.address.at(ip) for ip in sorted(found)]
+
+
+def _flags(endpoint: Endpoint, only_backups: bool) -> str:
+    words = [f"weight={endpoint.weight}"] if endpoint.weight != 1 else []
+    if endpoint.backup and not only_backups:
+        words.append("backup")  # nginx refuses an upstream of backups alone
+    if endpoint.down:
+        words.append("down")
+    return "".join(f" {word}" for word in words)
+
+
+def _line_of(why: BaseException) -> int:
+    line, trace = 0, why.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line

@@ -1,0 +1,108 @@
+"""Where everything lives: the root and its paths, from the environment alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+#: The root of a host that was set up for all users.
+HOST_ROOT = Path("/var/lib/router")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The paths below ROUTER_ROOT (absolute, links resolved, so that nginx and the router write the same names)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Host-wide properties."""
+        return self.root / "router.toml"
+
+    @property
+    def global_domains(self) -> Path:
+        """Global domains, one a line."""
+        return self.root / "DOMAINS"
+
+    @property
+    def apps(self) -> Path:
+        """One directory an app."""
+        return self.root / "apps"
+
+    @property
+    def objects(self) -> Path:
+        """Rendered files, each under the hash of its bytes."""
+        return self.root / "objects"
+
+    @property
+    def generations(self) -> Path:
+        """The numbered generations."""
+        return self.root / "generations"
+
+    @property
+    def current(self) -> Path:
+        """The link to the current generation."""
+        return self.root / "current"
+
+    @property
+    def journal(self) -> Path:
+        """One line a change."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def plugins(self) -> Path:
+        """Installed plugins."""
+        return self.root / "plugins"
+
+    @property
+    def run(self) -> Path:
+        """Sockets, pids, locks and the queue."""
+        return self.root / "run"
+
+    @property
+    def log(self) -> Path:
+        """Logs of nginx and of unexpected errors."""
+        return self.root / "log"
+
+    @property
+    def lock(self) -> Path:
+        """The host lock; whoever holds it by flock(2) holds back all changes."""
+        return self.run / "lock"
+
+    @property
+    def queue(self) -> Path:
+        """Requested changes and their answers."""
+        return self.run / "queue"
+
+    @property
+    def intent(self) -> Path:
+        """What a change is about to write, so that a crash can be undone."""
+        return self.run / "intent.json"
+
+    @property
+    def stale(self) -> Path:
+        """Apps whose directory cannot be served, and why."""
+        return self.run / "stale.json"
+
+    @property
+    def wanted(self) -> Path:
+        """Exists while the operator wants the proxy to run."""
+        return self.run / "wanted"
+
+    def app(self, name: str) -> Path:
+        """The directory of one app."""
+        return self.apps / name
+
+
+def paths(environ: Mapping[str, str] | None = None) -> Paths:
+    """The root: ROUTER_ROOT, else /var/lib/router if it exists or you are root, else the XDG data directory."""
+    env = os.environ if environ is None else environ
+    if env.get("ROUTER_ROOT"):
+        return Paths(Path(env["ROUTER_ROOT"]).absolute().resolve())
+    if HOST_ROOT.is_dir() or os.geteuid() == 0:
+        return Paths(HOST_ROOT.resolve())
+    data = env.get("XDG_DATA_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".local/share")
+    return Paths((Path(data) / "router").absolute().resolve())
