@@ -6,8 +6,8 @@ The exit codes are a promise to scripts; they are listed in `docs/exit-codes.md`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 
 class RouterError(Exception):
@@ -128,6 +128,16 @@ BY_EXIT_CODE: dict[int, type[RouterError]] = {
         NotDrained,
     )
 }
+
+
+def error_as_json(why: RouterError) -> dict[str, Any]:
+    """An error as plain values, for the way between processes."""
+    return {"exit": why.exit_code, "message": why.message, "hint": why.hint, "app": why.app}
+
+
+def as_error(raw: Mapping[str, Any]) -> RouterError:
+    """The reverse of `error_as_json`."""
+    return BY_EXIT_CODE[raw["exit"]](raw["message"], hint=raw["hint"], app=raw["app"])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

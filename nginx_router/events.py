@@ -7,13 +7,16 @@ change: in the asking command (to know what the hooks are to be asked about) and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import lines
-from .errors import Conflict, NotFound, nearest
-from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, App, Texts
-from .names import Endpoint, endpoint_line
+from .errors import Conflict, NotFound, UsageProblem, nearest
+from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, App, Texts, parse_toml
+from .names import domain, endpoint_line
+from .properties import lookup
+from .upstreams import addresses as all_addresses
+from .upstreams import edited, endpoint_lines, swapped
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,11 @@ def reduce(event: Event, world: World) -> Edit:
     Raises:
         RouterError: the change cannot be; nothing follows from it.
     """
-    return _ACTIONS[event.action](event, world)
+    action = _ACTIONS.get(event.action)
+    if action is None:
+        # an event waits in a file, and the one who takes it may be an older program
+        raise UsageProblem(f"unknown change '{event.action}'", app=event.app)
+    return action(event, world)
 
 
 def require(world: World, app: str) -> Texts:
@@ -94,16 +101,30 @@ def require(world: World, app: str) -> Texts:
 
 
 def edit_toml(text: str, edit: Callable[[Any], None]) -> str:
-    """`text` with `edit` applied to its document; comments and order survive."""
-    import tomlkit  # 10 ms, and only changes of app.toml and router.toml need it
+    """`text` with `edit` applied to its document; comments and order survive.
 
-    document = tomlkit.parse(text)
+    Raises:
+        UsageProblem: `text` is no TOML; the line is in the message.
+    """
+    import tomlkit  # 10 ms, and only changes of app.toml and router.toml need it
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(text)
+    except TOMLKitError as why:
+        raise UsageProblem(f"{why}") from None
     edit(document)
     return tomlkit.dumps(document)
 
 
 def set_key(text: str, table: str, key: str, value: Any) -> str:
-    """`text` with `key` of `table` ("": top level) set, or unset where `value` is None."""
+    """`text` with `key` of `table` ("": top level) set, or unset where `value` is None.
+
+    A table that is left empty goes with its last key, unless it holds a comment.
+
+    Raises:
+        UsageProblem: `text` is no TOML; the line is in the message.
+    """
 
     def edit(document: Any) -> None:
         import tomlkit
@@ -120,7 +141,7 @@ def set_key(text: str, table: str, key: str, value: Any) -> str:
             document[table][key] = value
         elif table in document:
             document[table].pop(key, None)
-            if not document[table]:
+            if not document[table] and "#" not in document[table].as_string():
                 del document[table]
 
     return edit_toml(text, edit)
@@ -130,15 +151,16 @@ def _create(event: Event, world: World) -> Edit:
     assert event.app is not None
     if world.texts(event.app) is not None:
         return Edit(notes=(f"app {event.app} exists already",))
-    notes, names = [], []
-    for name in event.args.get("domains", []):
-        owner = world.owners.get(name)
-        if owner:
-            notes.append(f"{name} belongs to app {owner}: left out")
-        else:
-            names.append(name)
+    names, notes = _free(event.args.get("domains", []), world.owners)
     texts = {DOMAINS: lines.add("", names), UPSTREAMS: ""}
     return Edit(apps={event.app: texts}, notes=tuple(notes))
+
+
+def _free(names: Sequence[str], owners: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    # a copied name that somebody has is no reason to refuse the app
+    wanted = list(dict.fromkeys(names))
+    notes = [f"{name} belongs to app {owners[name]}: left out" for name in wanted if name in owners]
+    return [name for name in wanted if name not in owners], notes
 
 
 def _destroy(event: Event, world: World) -> Edit:
@@ -154,13 +176,14 @@ def _rename(event: Event, world: World) -> Edit:
     if world.texts(new) is not None:
         raise Conflict(f"app {new} exists already", app=old)
     instead = {f"{old}.{g}": f"{new}.{g}" for g in event.args["globals"]}
-    texts[DOMAINS] = lines.replace(texts.get(DOMAINS, ""), instead)
+    texts[DOMAINS] = lines.edit(texts.get(DOMAINS, ""), lambda entry: instead.get(_domain(entry), entry))
     return Edit(apps={old: None, new: texts}, moved=(old, new))
 
 
 def _clone(event: Event, world: World) -> Edit:
     assert event.app is not None
     texts = dict(require(world, event.app))
+    world.parse(event.app, texts)
     new = event.args["new"]
     if world.texts(new) is not None:
         raise Conflict(f"app {new} exists already", app=event.app)
@@ -170,7 +193,8 @@ def _clone(event: Event, world: World) -> Edit:
     if toml:
         for key in ("locked", "count", "domains"):
             toml = set_key(toml, "", key, None)
-        created[APP_TOML] = toml
+        if toml.strip():
+            created[APP_TOML] = toml
     created |= {path: text for path, text in texts.items() if path.startswith(SNIPPETS) or path == TEMPLATE}
     return Edit(apps={new: created}, notes=made.notes)
 
@@ -179,41 +203,36 @@ def _domains(event: Event, world: World) -> Edit:
     assert event.app is not None
     texts = dict(require(world, event.app))
     text = texts.get(DOMAINS, "")
-    new, notes = _edit_names(text, event.args["verb"], event.args["names"], f"app {event.app}")
+    verb, names = event.args["verb"], event.args["names"]
+    left_out: list[str] = []
     if event.args.get("reset"):
-        made = _create(Event("create", "\0", {"domains": event.args["reset"]}), _Without(world, event.app))
-        new = lines.add(new, [n for _, n in lines.entries((made.apps["\0"] or {})[DOMAINS])])
-        notes += list(made.notes)
+        others = {d: a for d, a in world.owners.items() if a != event.app}
+        verb = "set"
+        names, left_out = _free(event.args["reset"], others)
+    new, notes = _edit_names(text, verb, names, f"app {event.app}")
     texts[DOMAINS] = new
-    return Edit(apps={event.app: texts}, notes=tuple(notes))
+    return Edit(apps={event.app: texts}, notes=(*left_out, *notes))
 
 
-class _Without:
-    """A world in which one app owns nothing: its own names are free to it."""
-
-    def __init__(self, world: World, app: str) -> None:
-        self._world, self._app = world, app
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._world, name)
-
-    @property
-    def owners(self) -> Mapping[str, str]:
-        return {d: a for d, a in self._world.owners.items() if a != self._app}
+def _domain(entry: str) -> str:
+    # a hand-edited line may be in capitals or in another script; one that is no domain at all is only ever itself
+    try:
+        return domain(entry)
+    except UsageProblem:
+        return entry.lower()
 
 
 def _edit_names(text: str, verb: str, names: Sequence[str], where: str) -> tuple[str, list[str]]:
-    have = {entry.lower(): entry for _, entry in lines.entries(text)}
+    have = {_domain(entry) for _, entry in lines.entries(text)}
     notes: list[str] = []
     if verb == "add":
         new = [n for n in dict.fromkeys(names) if n not in have]
         notes = [f"{n} is there already on {where}" for n in dict.fromkeys(names) if n in have]
         return lines.add(text, new), notes
     if verb == "remove":
-        notes = [f"{n} is not on {where}" for n in names if n not in have]
-        gone = {have[n] for n in names if n in have}
-        return lines.keep(text, lambda entry: entry not in gone), notes
-    kept = lines.keep(text, lambda entry: entry.lower() in names) if verb == "set" else lines.keep(text, lambda _: False)
+        notes = [f"{n} is not on {where}" for n in dict.fromkeys(names) if n not in have]
+        return lines.keep(text, lambda entry: _domain(entry) not in names), notes
+    kept = lines.keep(text, lambda entry: _domain(entry) in names) if verb == "set" else lines.keep(text, lambda _: False)
     if verb == "set":
         kept = lines.add(kept, [n for n in dict.fromkeys(names) if n not in have])
     if kept == text:
@@ -235,71 +254,12 @@ def _switch_domains(event: Event, world: World) -> Edit:
 def _upstreams(event: Event, world: World) -> Edit:
     assert event.app is not None
     texts = dict(require(world, event.app))
+    world.parse(event.app, texts)
     text = texts.get(UPSTREAMS, "")
     wanted = [endpoint_line(line) for line in event.args.get("endpoints", [])]
-    new, notes = _UPSTREAM_VERBS[event.args["verb"]](text, wanted, event.args, event.app)
+    new, notes = edited(text, event.args["verb"], wanted, event.args, event.app)
     texts[UPSTREAMS] = new
     return Edit(apps={event.app: texts}, notes=tuple(notes), answer={"endpoints": [e.address.text for e in wanted]})
-
-
-def _add_endpoints(text: str, wanted: Sequence[Endpoint], args: Mapping[str, Any], app: str) -> tuple[str, list[str]]:
-    have = _endpoints(text)
-    notes = [f"{e.address} is there already on {app}" for e in wanted if have.get((e.process, e.address.text), (None, ""))[0] == e]
-    changed = {have[key][1]: e.line() for e in wanted if (key := (e.process, e.address.text)) in have and have[key][0] != e}
-    new = {e.line(): None for e in wanted if (e.process, e.address.text) not in have}
-    return lines.add(lines.replace(text, changed), new), notes
-
-
-def _set_endpoints(text: str, wanted: Sequence[Endpoint], args: Mapping[str, Any], app: str) -> tuple[str, list[str]]:
-    processes = {e.process for e in wanted}
-    keys = {(e.process, e.address.text) for e in wanted}
-    kept = lines.keep(text, lambda entry: _key(entry)[0] not in processes or _key(entry) in keys)
-    new, _ = _add_endpoints(kept, wanted, args, app)
-    return new, [] if new != text else [f"the endpoints of {app} are these already"]
-
-
-def _remove_endpoints(text: str, wanted: Sequence[Endpoint], args: Mapping[str, Any], app: str) -> tuple[str, list[str]]:
-    named = set(args.get("named_processes", []))
-    have = _endpoints(text)
-    gone: set[str] = set()
-    notes = []
-    for e in wanted:
-        found = [line for (p, a), (_, line) in have.items() if a == e.address.text and (p == e.process or e.process not in named)]
-        gone |= set(found)
-        if not found:
-            notes.append(f"{e.address} is not on {app}")
-    return lines.keep(text, lambda entry: entry not in gone), notes
-
-
-def _clear_endpoints(text: str, wanted: Sequence[Endpoint], args: Mapping[str, Any], app: str) -> tuple[str, list[str]]:
-    only = args.get("process")
-    new = lines.keep(text, lambda entry: only is not None and _key(entry)[0] != only)
-    return new, [] if new != text else [f"{app} has no endpoints"]
-
-
-def _drain_endpoints(text: str, wanted: Sequence[Endpoint], args: Mapping[str, Any], app: str) -> tuple[str, list[str]]:
-    have = _endpoints(text)
-    instead: dict[str, str] = {}
-    notes = []
-    for e in wanted:
-        found = [pair for (p, a), pair in have.items() if a == e.address.text]
-        if not found:
-            raise NotFound(f"{e.address} is no endpoint of {app}{nearest(e.address.text, [a for _, a in have])}", app=app)
-        for endpoint, line in found:
-            if endpoint.drain:
-                notes.append(f"{e.address} is draining already")
-            else:
-                instead[line] = replace(endpoint, drain=True).line()
-    return lines.replace(text, instead), notes
-
-
-_UPSTREAM_VERBS = {
-    "add": _add_endpoints,
-    "set": _set_endpoints,
-    "remove": _remove_endpoints,
-    "clear": _clear_endpoints,
-    "drain": _drain_endpoints,
-}
 
 
 def _deploy(event: Event, world: World) -> Edit:
@@ -307,6 +267,8 @@ def _deploy(event: Event, world: World) -> Edit:
     name = event.app
     notes: tuple[str, ...] = ()
     texts = world.texts(name)
+    if texts is not None and not event.args["existed"]:
+        raise Conflict(f"app {name} was created during the checks", hint="deploy again", app=name)
     if texts is None and event.args.get("create"):
         made = _create(Event("create", name, event.args), world)
         texts, notes = made.apps[name], made.notes
@@ -319,28 +281,17 @@ def _deploy(event: Event, world: World) -> Edit:
     if app.locked is not None:
         raise Conflict(f"app {name} is locked: {app.locked}", hint=f"router apps:unlock {name}", app=name)
     text = texts.get(UPSTREAMS, "")
-    have = _endpoints(text)
-    instead: dict[str, str | None] = {}
-    fresh: list[str] = []
     retired: list[str] = []
     for process, addresses in event.args["processes"].items():
-        old = {a: line for (p, a), (_, line) in have.items() if p == process}
-        if sorted(old.values()) != sorted(event.args["expected"][process]):
+        if endpoint_lines(text, process) != sorted(set(event.args["expected"][process])):
             raise Conflict(f"the endpoints of {name} ({process}) were changed during the checks", hint="deploy again", app=name)
-        leaving = [a for a in old if a not in addresses]
-        coming = [endpoint_line(f"{process} {a}").line() for a in dict.fromkeys(addresses) if a not in old]
-        retired += leaving
-        # each newcomer takes the place of one that leaves, so that the order a person gave the file stays
-        for number, a in enumerate(leaving):
-            instead[old[a]] = coming[number] if number < len(coming) else None
-        fresh += coming[len(leaving) :]
-    new = lines.keep(text, lambda entry: instead.get(entry, "") is not None)
-    new = lines.add(lines.replace(new, {k: v for k, v in instead.items() if v is not None}), fresh)
-    texts[UPSTREAMS] = new
+        text, left = swapped(text, process, addresses)
+        retired += left
+    texts[UPSTREAMS] = text
     for process, count in event.args.get("counts", {}).items():
         if app.counts.get(process) != count:
             texts[APP_TOML] = set_key(texts.get(APP_TOML, ""), "count", process, count)
-    still = {a for (_, a) in _endpoints(new)}
+    still = all_addresses(text)
     return Edit(apps={name: texts}, notes=notes, answer={"retired": [a for a in dict.fromkeys(retired) if a not in still]})
 
 
@@ -369,16 +320,29 @@ def _ports(event: Event, world: World) -> Edit:
 def _property(event: Event, world: World) -> Edit:
     table, key, value = event.args["table"], event.args["key"], event.args["value"]
     if event.app is None:
-        new = set_key(world.config, table, key, value)
-        return Edit(config=new, notes=_unchanged(new == world.config, key, value))
+        new = _set_property(world.config, "router.toml", table, key, value)
+        return Edit(config=new) if new is not None else Edit(notes=_unchanged(key, value))
     texts = dict(require(world, event.app))
-    old = texts.get(APP_TOML, "")
-    texts[APP_TOML] = set_key(old, table, key, value)
-    return Edit(apps={event.app: texts}, notes=_unchanged(texts[APP_TOML] == old, key, value))
+    world.parse(event.app, texts)
+    new = _set_property(texts.get(APP_TOML, ""), f"apps/{event.app}/{APP_TOML}", table, key, value)
+    if new is None:
+        return Edit(apps={event.app: texts}, notes=_unchanged(key, value))
+    texts[APP_TOML] = new
+    return Edit(apps={event.app: texts})
 
 
-def _unchanged(same: bool, key: str, value: Any) -> tuple[str, ...]:
-    return (f"{key} is {'unset' if value is None else value} already",) if same else ()
+def _set_property(text: str, path: str, table: str, key: str, value: str | None) -> str | None:
+    # None: it has this value already, however the file spells it (32 or "32")
+    have = parse_toml(path, text).get(table, {})
+    if not isinstance(have, dict):
+        raise UsageProblem(f"{path}: {table} is a table")
+    row = lookup(table, key)
+    is_there = key not in have if value is None else key in have and row.parse(have[key]) == row.parse(value)
+    return None if is_there else set_key(text, table, key, value)
+
+
+def _unchanged(key: str, value: Any) -> tuple[str, ...]:
+    return (f"{key} is {'unset' if value is None else value} already",)
 
 
 def _lock(event: Event, world: World) -> Edit:
@@ -392,6 +356,9 @@ def _lock(event: Event, world: World) -> Edit:
 
 
 def _global_domains(event: Event, world: World) -> Edit:
+    wildcard = next((n for n in event.args["names"] if n.startswith("*.") and event.args["verb"] in ("add", "set")), None)
+    if wildcard:
+        raise UsageProblem(f"{wildcard} cannot be global: each new app gets APP.<each global domain>")
     new, notes = _edit_names(world.global_domains, event.args["verb"], event.args["names"], "the global list")
     return Edit(global_domains=new, notes=tuple(notes))
 
@@ -408,10 +375,11 @@ def _restore(event: Event, world: World) -> Edit:
         then[UPSTREAMS] = (now or {}).get(UPSTREAMS, "")
     app = world.parse(event.app, now) if now is not None else None
     toml = then.get(APP_TOML, "")
-    if toml or (app and (app.locked is not None or app.counts)):
-        toml = set_key(toml, "", "locked", app.locked if app else None)
-        toml = set_key(toml, "", "count", dict(app.counts) if app and app.counts else None)
-        then[APP_TOML] = toml
+    had = parse_toml(APP_TOML, toml)
+    for key, value in (("locked", app.locked if app else None), ("count", dict(app.counts) if app and app.counts else None)):
+        if had.get(key) != value:
+            toml = set_key(toml, "", key, value)
+            then[APP_TOML] = toml
     # files that came since go: an empty app.toml says nothing, a snippet that was not there must not stay
     return Edit(apps={event.app: then})
 
@@ -428,21 +396,8 @@ def _take_up_globals(event: Event, world: World) -> Edit:
     return Edit()
 
 
-def _endpoints(text: str) -> dict[tuple[str, str], tuple[Endpoint, str]]:
-    found = {}
-    for _, entry in lines.entries(text):
-        endpoint = endpoint_line(entry)
-        found[str(endpoint.process), endpoint.address.text] = (endpoint, entry)
-    return found
-
-
 def _lines_of(texts: Texts | None) -> list[str]:
     return [entry for _, entry in lines.entries((texts or {}).get(UPSTREAMS, ""))]
-
-
-def _key(entry: str) -> tuple[str, str]:
-    endpoint = endpoint_line(entry)
-    return endpoint.process, endpoint.address.text
 
 
 _ACTIONS: Mapping[str, Callable[[Event, World], Edit]] = {
@@ -454,6 +409,7 @@ _ACTIONS: Mapping[str, Callable[[Event, World], Edit]] = {
     "domains-switch": _switch_domains,
     "upstreams": _upstreams,
     "deploy": _deploy,
+    "scale": _deploy,
     "ports": _ports,
     "property": _property,
     "lock": _lock,

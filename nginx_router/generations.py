@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,8 @@ class Generations:
             target = str(self.paths.current.readlink())
         except FileNotFoundError:
             return None
+        except OSError:
+            target = "itself: no link"
         name = Path(target).name
         if not name.isdigit() or not (self.paths.generations / name / "state.json").is_file():
             raise StateCorrupt(
@@ -113,7 +115,7 @@ class Generations:
         try:
             apps = {name: Entry(**(e | {k: tuple(e[k]) for k in ("domains", "ports", "objects")})) for name, e in raw["apps"].items()}
             return Index(raw["generation"], raw["probe"], raw["router.toml"], raw["DOMAINS"], HostFacts.from_json(raw["facts"]), apps)
-        except (KeyError, TypeError) as why:
+        except (KeyError, TypeError, AttributeError) as why:
             raise self._corrupt(number, "state.json", repr(why)) from None
 
     def manifest(self, number: int) -> Manifest:
@@ -207,19 +209,18 @@ class Generations:
         with contextlib.suppress(FileNotFoundError):
             self.paths.current.unlink()
 
-    def discard(self, number: int) -> None:
-        """Remove a generation that did not come to serve, and the objects it alone brought."""
-        with contextlib.suppress(NotFound, StateCorrupt):
-            others = [n for n in self.numbers() if n != number]
-            named = {sha for n in others for sha in self.manifest(n).added}
-            if others:
-                named |= _objects(self.index(others[0]))
-            for sha in set(self.manifest(number).added) - named:
-                self.object_path(sha).unlink(missing_ok=True)
+    def discard(self, number: int, objects: Iterable[str]) -> None:
+        """Remove a generation that did not come to serve, and the `objects` that it brought."""
+        for sha in objects:
+            self.object_path(sha).unlink(missing_ok=True)
         shutil.rmtree(self.directory(number), ignore_errors=True)
 
     def prune(self, keep: int) -> list[int]:
-        """Remove all but the last `keep` generations, and the objects that only the removed ones name."""
+        """Remove all but the last `keep` generations, and the objects that only the removed ones name.
+
+        Raises:
+            StateCorrupt: what a generation names cannot be read; nothing was removed.
+        """
         numbers = self.numbers()
         spared = {self.current_number()}
         if None not in spared:
@@ -232,7 +233,8 @@ class Generations:
         manifests = {n: self.manifest(n) for n in numbers}
         # an object leaves the chain in the generation after the last that names it, and may have come back later
         unnamed = {sha for n in numbers if n <= kept[0] for sha in manifests[n].removed}
-        named = {sha for n in kept[1:] for sha in manifests[n].added} | _objects(self.index(kept[0]))
+        # generations that go but lie behind the first that stays count too: what they brought may still be named later
+        named = {sha for n in numbers if n > kept[0] for sha in manifests[n].added} | objects_in(self.index(kept[0]))
         for sha in unnamed - named:
             self.object_path(sha).unlink(missing_ok=True)
         for n in gone:
@@ -247,6 +249,8 @@ class Generations:
             raise NotFound(f"there is no generation {number}", hint="router generations:list") from None
         except ValueError as why:
             raise self._corrupt(number, name, str(why)) from None
+        if not isinstance(raw, dict):
+            raise self._corrupt(number, name, "no object")
         if name == "state.json" and raw.get("schema") != SCHEMA:
             raise self._corrupt(number, name, f"schema {raw.get('schema')} is not {SCHEMA}")
         return dict(raw)
@@ -262,5 +266,6 @@ def objects_of(entry: Entry) -> tuple[str, ...]:
     return tuple(sha for sha in (entry.state, entry.vhost, *entry.objects) if sha)
 
 
-def _objects(index: Index) -> set[str]:
+def objects_in(index: Index) -> set[str]:
+    """Every object a generation names."""
     return {sha for entry in index.apps.values() for sha in objects_of(entry)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from io import StringIO
 
 
 def entries(text: str) -> list[tuple[int, str]]:
     """The entries with their line numbers (from 1): comments and blank lines left out."""
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(text), 1):
         entry = _entry(line)
         if entry:
             found.append((number, entry))
@@ -26,16 +27,28 @@ def add(text: str, new: Iterable[str]) -> str:
 
 def keep(text: str, wanted: Callable[[str], bool]) -> str:
     """`text` without the entries that are not `wanted`."""
-    return "".join(line for line in text.splitlines(keepends=True) if not _entry(line) or wanted(_entry(line)))
+    return edit(text, lambda entry: entry if wanted(entry) else None)
 
 
 def replace(text: str, instead: Mapping[str, str]) -> str:
     """`text` with entries exchanged, each at its place and with its trailing comment."""
+    return edit(text, lambda entry: instead.get(entry, entry))
+
+
+def edit(text: str, change: Callable[[str], str | None]) -> str:
+    """`text` with each entry as `change` wants it: at its place and with its trailing comment, or (None) gone with its line."""
     out = []
-    for line in text.splitlines(keepends=True):
+    for line in _lines(text):
         entry = _entry(line)
-        out.append(line.replace(entry, instead[entry], 1) if entry in instead else line)
+        new = change(entry) if entry else entry
+        if new is not None:
+            out.append(line if new == entry else line.replace(entry, new, 1))
     return "".join(out)
+
+
+def _lines(text: str) -> list[str]:
+    # not str.splitlines: a form feed or U+2028 in a comment would begin a line that no editor shows
+    return list(StringIO(text, newline="\n"))
 
 
 def _entry(line: str) -> str:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from . import lines
-from .errors import UsageProblem
+from .errors import UsageProblem, nearest
 from .names import AppName, Domain, Endpoint, Port, Process, domain, endpoint_line, port_entry, process_name, shown
 from .properties import PROPERTIES, lookup
 
@@ -122,7 +122,7 @@ class HostFacts:
     nofile: int = 1024
     user: str = ""
     probe_name: str = ""
-    host_has: tuple[str, ...] = ()  # http-level directives of the distribution's nginx, and default_server as `default:PORT`
+    host_has: tuple[str, ...] = ()  # http-level directives of the distribution's nginx, and `default_server:LISTENER` (names.listener)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a file."""
@@ -167,8 +167,8 @@ def parse_app(name: str, texts: Texts, tables: Iterable[str] = ()) -> App:
     endpoints: dict[tuple[str, str], Endpoint] = {}
     for number, entry in lines.entries(texts.get(UPSTREAMS, "")):
         e = _at(f"{where}{UPSTREAMS}", number, lambda entry=entry: endpoint_line(entry), name)
-        endpoints[e.process, e.address.text] = e
-    raw = _toml(f"{where}{APP_TOML}", texts.get(APP_TOML, ""), name)
+        endpoints[e.key] = e
+    raw = parse_toml(f"{where}{APP_TOML}", texts.get(APP_TOML, ""), name)
     problem = _Places(f"{where}{APP_TOML}", texts.get(APP_TOML, ""), name)
     known = {"ports", "locked", "domains", "count", "nginx"}
     allowed = known | set(tables)
@@ -204,15 +204,16 @@ def parse_globals(config: str, domains_text: str, tables: Iterable[str] = ()) ->
     Raises:
         UsageProblem: a file breaks a rule; file and line are named.
     """
-    raw = _toml("router.toml", config, None)
+    raw = parse_toml("router.toml", config)
     problem = _Places("router.toml", config, None)
     for key in raw:
         if key not in {"proxy", "nginx", *tables}:
             raise problem.at(key, f"unknown table {shown(key)}")
         if not isinstance(raw[key], dict):
             raise problem.at(key, f"{shown(key)} is a table")
+    domains = {_at("DOMAINS", number, lambda e=entry: _global_domain(e), None): None for number, entry in lines.entries(domains_text)}
     return Globals(
-        domains=tuple(_at("DOMAINS", number, lambda e=entry: domain(e), None) for number, entry in lines.entries(domains_text)),
+        domains=tuple(domains),
         proxy=_properties("proxy", raw, problem),
         nginx=_properties("nginx", raw, problem),
         plugins={key: raw[key] for key in raw if key not in ("proxy", "nginx")},
@@ -238,9 +239,32 @@ def _at(path: str, number: int, parse: Any, app: str | None) -> Any:
         raise UsageProblem(f"{path}:{number}: {why.message}", hint=why.hint, app=app) from None
 
 
-def _toml(path: str, text: str, app: str | None) -> dict[str, Any]:
+def _global_domain(entry: str) -> Domain:
+    parsed = domain(entry)
+    if parsed.startswith("*."):
+        raise UsageProblem(f"{entry} cannot be global: each new app gets APP.<each global domain>")
+    return parsed
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parse_toml(path: str, text: str, app: str | None = None) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+        UsageProblem: it is no TOML; file and line are named.
+    """
     if not text:
         return {}
+    for number, row in enumerate(text.split("\n") if not _is_unicode(text) else (), 1):
+        if not _is_unicode(row):
+            raise UsageProblem(f"{path}:{number}: not UTF-8", app=app)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as why:
@@ -272,7 +296,10 @@ def _counts(raw: Mapping[str, Any], problem: _Places) -> dict[Process, int]:
     for key, value in given.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise problem.at(key, f"the count of {key} is a whole number")
-        counts[process_name(key)] = value
+        try:
+            counts[process_name(key)] = value
+        except UsageProblem as why:
+            raise problem.at(key, why.message) from None
     return counts
 
 
@@ -283,7 +310,7 @@ def _properties(table: str, raw: Mapping[str, Any], problem: _Places) -> dict[st
     found = {}
     for key, value in given.items():
         if key not in PROPERTIES[table]:
-            raise problem.at(key, f"unknown {table} property {shown(key)}")
+            raise problem.at(key, f"unknown {table} property {shown(key)}{nearest(key, PROPERTIES[table])}")
         try:
             found[key] = lookup(table, key).parse(value)
         except UsageProblem as why:

@@ -23,8 +23,9 @@ _APP = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _PROCESS = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_SOCKET_PATH = re.compile(r"/[A-Za-z0-9._/+@-]+")
+_SOCKET_PATH = re.compile(r"(/[A-Za-z0-9._+@-]+)+")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+_OTHER_DOTS = "\u3002\uff0e\uff61"  # IDNA takes them for dots; a file that holds one would not say what is served
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less the final NUL
 
 
@@ -134,6 +135,11 @@ class Endpoint:
     down: bool = False
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What makes it this endpoint, whatever its flags: process and address."""
+        return self.process, self.address.text
+
+    @property
     def state(self) -> str:
         """`active`, `draining` or `down`."""
         return "down" if self.down else "draining" if self.drain else "active"
@@ -161,8 +167,8 @@ def address(text: str) -> Address:
 
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
-        if not _SOCKET_PATH.fullmatch(path) or "/../" in f"{path}/":
-            raise refuse("a socket path is absolute, of letters, digits and . _ / + @ -")
+        if not _SOCKET_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
+            raise refuse("a socket path is absolute, of letters, digits and . _ / + @ -, without //, . and ..")
         if len(path) > _SOCKET_PATH_BYTES:
             raise refuse(f"a socket path has at most {_SOCKET_PATH_BYTES} bytes")
         return Address(text)
@@ -175,18 +181,32 @@ def address(text: str) -> Address:
         raise refuse("the port is a number from 1 to 65535")
     if host.startswith("["):
         try:
-            return Address(f"[{ipaddress.IPv6Address(host[1:-1])}]:{port}")
+            return Address(f"[{ip_address(host[1:-1], version=6)}]:{port}")
         except ValueError:
             raise refuse("what stands in brackets is not an IPv6 address") from None
     if re.fullmatch(r"[0-9.]+", host):
         try:
-            return Address(f"{ipaddress.IPv4Address(host)}:{port}")
+            return Address(f"{ip_address(host, version=4)}:{port}")
         except ValueError:
             raise refuse("four numbers from 0 to 255 make an IPv4 address") from None
     host = host.lower()
     if len(host) > 253 or not all(_HOST.fullmatch(label) for label in host.split(".")):
         raise refuse("a host name has labels of a-z 0-9 - _, 63 at most each, 253 in all")
     return Address(f"{host}:{port}")
+
+
+def ip_address(text: str, *, version: int | None = None) -> str:
+    """An IP address in its one spelling.
+
+    Scopes (`fe80::1%eth0`) are refused: nginx does not know them, and the standard library takes any text behind the `%`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parsed = ipaddress.ip_address(text)
+    if "%" in text or version not in (None, parsed.version):
+        raise ValueError(text)
+    return str(parsed)
 
 
 def endpoint_argument(text: str, *, process: Process = WEB) -> Endpoint:
@@ -238,6 +258,16 @@ def weight(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,3}", text) or int(text) > 1000:
         raise UsageProblem(f"weight {shown(text)} is not a number from 1 to 1000")
     return int(text)
+
+
+def listener(text: str) -> str:
+    """An argument of `listen` in one spelling: `80` where all of IPv4 is meant, else `10.0.0.3:80`, `[::]:80`."""
+    text = text.lower()
+    if re.fullmatch(r"[0-9]+", text):
+        return text
+    if not re.search(r":[0-9]+$", text):
+        text += ":80"
+    return text.removeprefix("*:").removeprefix("0.0.0.0:")
 
 
 def port_number(text: str) -> int:
@@ -314,6 +344,8 @@ def _broken_rule(text: str) -> str:
         return "no port; see apps:ports"
     if text.startswith("~"):
         return "nginx's regular expressions are not taken"
+    if any(dot in text for dot in _OTHER_DOTS):
+        return "a dot is not an ASCII dot"
     bare = text.removeprefix("*.")
     if "*" in bare:
         return "a * stands alone as the first label, before a domain"

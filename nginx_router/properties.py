@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from .errors import UsageProblem, nearest
-from .names import port_number, shown
+from .names import ip_address, port_number, shown
 
 Table = Literal["nginx", "proxy"]
 
@@ -56,7 +56,10 @@ def _matching(pattern: str) -> Callable[[str], str]:
 
 
 def _port(text: str) -> str:
-    return str(port_number(text))
+    try:
+        return str(port_number(text))
+    except UsageProblem:
+        raise ValueError(text) from None
 
 
 def _whole(low: int, high: int) -> Callable[[str], str]:
@@ -69,7 +72,15 @@ def _whole(low: int, high: int) -> Callable[[str], str]:
 
 
 def _addresses(text: str) -> str:
-    return " ".join(str(ipaddress.ip_address(word.strip("[]"))) for word in text.split())
+    # a second listen on the same address is refused by nginx
+    return " ".join(dict.fromkeys(ip_address(word.removeprefix("[").removesuffix("]")) for word in text.split()))
+
+
+def _command(text: str) -> str:
+    # it is run without a shell: what only a shell understands would not do what it says
+    if not re.fullmatch(r"[^\n;&|<>$`]+", text) or not shlex.split(text):
+        raise ValueError(text)
+    return text
 
 
 _SIZE = _matching(r"[0-9]{1,9}[kKmMgG]?")
@@ -77,9 +88,6 @@ _TIME = _matching(r"[1-9][0-9]{0,7}(ms|s|m|h|d)?")
 _PATH = _matching(r"/[^\s;{}'\"\\$#]+")
 _SITE = _matching(r"444|404|421|https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~/?&=%-]*)?")
 
-# one row a property, however long: it is a table
-# ruff: noqa: E501
-# fmt: off
 _TABLE = (
     Property(
         "client-max-body-size",
@@ -111,13 +119,12 @@ _TABLE = (
     ),
     Property("nginx-binary", "proxy", "nginx", "a command or an absolute path", "the nginx to run", _matching(r"[A-Za-z0-9._/+-]+")),
     Property("nginx-conf", "proxy", "/etc/nginx/nginx.conf", "an absolute path", "host mode: the distribution's configuration", _PATH),
-    Property("reload-command", "proxy", "", "a command with its arguments", "host mode: what reloads nginx", _matching(r"[^\n;&|<>$`]+")),
+    Property("reload-command", "proxy", "", "a command with its arguments", "host mode: what reloads nginx", _command),
     Property("updates", "proxy", "reload", "reload", "how endpoint changes reach nginx", _matching("reload")),
     Property("generations-keep", "proxy", "50", "a number from 2 to 10000", "how many generations are kept", _whole(2, 10000)),
     Property("default-site", "proxy", "444", "444, 404, 421 or a URL", "what a host name that no app owns is answered", _SITE),
 )
 
-# fmt: on
 PROPERTIES: Mapping[str, Mapping[str, Property]] = {table: {p.name: p for p in _TABLE if p.table == table} for table in ("nginx", "proxy")}
 
 

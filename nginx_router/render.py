@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateSyntaxError, UndefinedError
-from jinja2 import TemplateError as JinjaError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import TemplateError, UsageProblem
 from .model import TEMPLATE, App, Facts, Globals, HostFacts
-from .names import WEB, Endpoint
+from .names import WEB, Endpoint, listener
 from .properties import PROPERTIES
 from .resources import shipped
+from .sandbox import Sandbox
 
 #: The longest path that bind(2) takes, less the final NUL; a deeper root is probed by a secret server name instead.
-_LONGEST_SOCKET = 107
+LONGEST_SOCKET = 107
+#: Beside it a name too long for the hash fails; no domain ends so.
+_SECOND_NAME = f"{'x' * 63}.{'y' * 6}.invalid"
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+,=~-]+")
 
 
@@ -40,12 +41,14 @@ class Renderer:
 
     def __init__(self, root: Path, settings: Globals, facts: HostFacts) -> None:
         self.root, self.settings, self.facts = root, settings, facts
-        options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+        options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
         # S701: nginx's configuration is not HTML; values are typed and pass the `q` filter
-        self._shipped = Environment(loader=FileSystemLoader(shipped("templates")), autoescape=False, **options)  # noqa: S701
-        self._sandbox = ImmutableSandboxedEnvironment(autoescape=False, **options)
+        loader = FileSystemLoader(shipped("templates"))
+        self._shipped = Environment(loader=loader, undefined=StrictUndefined, autoescape=False, **options)  # noqa: S701
+        self._sandbox = Sandbox(**options)
         for environment in (self._shipped, self._sandbox):
             environment.filters["q"] = quoted
+            environment.filters["comment"] = commented
 
     def ports(self, app: App) -> dict[int, str]:
         """Port -> process, of the server blocks of an app.
@@ -69,14 +72,16 @@ class Renderer:
             return [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in bound]
         return [str(port), f"[::]:{port}"] if self.facts.ipv6 else [str(port)]
 
-    def vhost(self, app: App, facts: Facts, includes: Sequence[Include]) -> str:
-        """The vhost of an app; empty when it has nothing to serve.
+    def vhost(
+        self, app: App, facts: Facts, includes: Sequence[Include], *, http: Sequence[Include] = (), location: Sequence[Include] = ()
+    ) -> str:
+        """The vhost of an app; empty when it has nothing to serve.  `http` and `location` are included there instead of in the servers.
 
         Raises:
             TemplateError: its own template, or a plugin's, does not render.
             UsageProblem: its ports contradict each other.
         """
-        values = self.values(app, facts, includes)
+        values = self.values(app, facts, includes, http=http, location=location)
         if not values["upstreams"] and not values["servers"] and not app.domains:
             return ""
         if app.template is not None:
@@ -85,7 +90,9 @@ class Renderer:
             return self._custom(app, facts.template[1], f"the template of plugin {facts.template[0]}", values)
         return self._shipped.get_template("vhost.conf.j2").render(values)
 
-    def values(self, app: App, facts: Facts, includes: Sequence[Include]) -> dict[str, Any]:
+    def values(
+        self, app: App, facts: Facts, includes: Sequence[Include], *, http: Sequence[Include] = (), location: Sequence[Include] = ()
+    ) -> dict[str, Any]:
         """What a vhost template is given; docs/templates.md explains each."""
         nginx = {name: app.nginx.get(name) or self.settings.nginx.get(name) or p.default for name, p in PROPERTIES["nginx"].items()}
         upstreams = [u for process in app.processes if (u := _upstream(app, process, facts, nginx))]
@@ -101,6 +108,7 @@ class Renderer:
                 "names": list(app.served_domains),
                 "upstream": names.get(process),
                 "includes": [{"path": i.path, "source": i.source} for i in includes],
+                "location_includes": [{"path": i.path, "source": i.source} for i in location],
             }
             for process, ports in by_process.items()
         ]
@@ -114,19 +122,34 @@ class Renderer:
             "app": app.name,
             "sources": [f"apps/{app.name}/{sources[0]}", *sources[1:]] if sources else [f"apps/{app.name}"],
             "domains": list(app.served_domains),
+            "http_includes": [{"path": i.path, "source": i.source} for i in http],
             "upstreams": upstreams,
             "servers": servers if app.served_domains else [],
             "nginx": nginx,
+            "directives": [(p.directive, nginx[name]) for name, p in PROPERTIES["nginx"].items() if p.directive],
+            "server_tokens": self._server_tokens(),
             "access_log": f"{self.root}/log/{app.name}-access.log",
             "error_log": f"{self.root}/log/{app.name}-error.log",
         }
 
-    def http(self, number: int, probe: str, ports: Sequence[int], vhosts: Mapping[str, str]) -> str:
+    def http(
+        self,
+        number: int,
+        probe: str,
+        ports: Sequence[int],
+        vhosts: Mapping[str, str],
+        *,
+        probe_socket: str | None = None,
+        others: Sequence[str] = (),
+    ) -> str:
         """router.conf of a generation: what stands at http level, the probe, the default sites, one include a vhost."""
         site = self.settings.get("default-site")
         answer = f"302 {site}" if site.startswith("http") else site
-        mine = [p for p in sorted(ports) if f"default_server:{p}" not in self.facts.host_has]
-        socket = self.probe_socket()
+        socket = self.probe_socket() if probe_socket is None else probe_socket
+        if not socket:
+            # the probe listens there: without a default site it would answer for every unknown name
+            ports = [*{*ports, self.settings.http_port}]
+        free = [[listen for listen in self.listens(p) if not self._host_has_default(listen)] for p in sorted(ports)]
         bound = self.settings.get("bind-address").split()
         return self._shipped.get_template("router.conf.j2").render(
             number=number,
@@ -136,18 +159,34 @@ class Renderer:
             probe_listens=self.listens(self.settings.http_port),
             probe_clients=sorted({"127.0.0.1", "::1", *bound}),
             host_has=self.facts.host_has,
-            default_sites=[{"listens": self.listens(p), "answer": answer} for p in mine],
+            server_tokens=self._server_tokens(),
+            default_sites=[{"listens": listens, "answer": answer} for listens in free if listens],
             vhosts=[{"app": app, "path": path} for app, path in sorted(vhosts.items())],
+            others={"listens": [listen for p in sorted(ports) for listen in self.listens(p)], "names": sorted(others)},
         )
 
-    def main(self, number: int, directory: Path) -> str:
+    def wrapper(self, directory: Path, ports: Sequence[int], vhosts: Mapping[str, str], others: Sequence[str]) -> dict[str, str]:
+        """The files of a small configuration that lets `nginx -t` judge `vhosts` without all the rest.
+
+        It has the same http-level lines, its own sockets, logs and temp directories (`nginx -t` really makes them), and
+        one more server: a 70-character name passes alone and fails beside a second one.  `others` are the names of all
+        other apps; whoever takes one of them is told by nginx's warning.
+        """
+        alone = Renderer(self.root, self.settings, replace(self.facts, host_has=()))
+        names = [_SECOND_NAME, *others]
+        router_conf = alone.http(0, "validate", ports, vhosts, probe_socket=f"{directory}/probe.sock", others=names)
+        return {"nginx.conf": self.main(0, directory, f"{directory}", f"{directory}"), "router.conf": router_conf}
+
+    def main(self, number: int, directory: Path, run: str = "", log: str = "") -> str:
         """nginx.conf of a generation of a managed nginx."""
         return self._shipped.get_template("nginx.conf.j2").render(
             number=number,
             user=self.facts.user,
             nofile=self.facts.nofile,
-            run=f"{self.root}/run",
-            log=f"{self.root}/log",
+            # each costs a worker 424 bytes from its start, and old workers pile up while they drain
+            connections=min(self.facts.nofile // 2, 16384),
+            run=run or f"{self.root}/run",
+            log=log or f"{self.root}/log",
             router_conf=f"{directory}/router.conf",
         )
 
@@ -157,11 +196,18 @@ class Renderer:
         Host mode has no unix listener: a stale one keeps the distribution's nginx from starting after a kill -9.
         """
         path = f"{self.root}/run/probe.sock"
-        return "" if self.settings.is_host_mode or len(path) > _LONGEST_SOCKET else path
+        return "" if self.settings.is_host_mode or len(path) > LONGEST_SOCKET else path
+
+    def _host_has_default(self, listen: str) -> bool:
+        return f"default_server:{listener(listen)}" in self.facts.host_has
+
+    def _server_tokens(self) -> str:
+        # at http level it would hold for the host's own sites too, and twice it is an error
+        return "off" if self.settings.is_host_mode and "server_tokens" not in self.facts.host_has else ""
 
     def _custom(self, app: App, text: str, source: str, values: Mapping[str, Any]) -> str:
         try:
-            return self._sandbox.from_string(text).render(values)
+            return self._sandbox.render(text, values)
         except TemplateSyntaxError as why:
             raise TemplateError(f"app {app.name}: {source}:{why.lineno}: {why.message}", app=app.name) from None
         except UndefinedError as why:
@@ -169,9 +215,10 @@ class Renderer:
             raise TemplateError(
                 f"app {app.name}: {source}:{line}: {why.message}", hint=f"there are: {' '.join(sorted(values))}", app=app.name
             ) from None
-        except (JinjaError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as why:
-            # whatever expression the owner wrote: its words, with its place, are theirs to mend
-            raise TemplateError(f"app {app.name}: {source}:{_line_of(why)}: {why}", app=app.name) from None
+        except Exception as why:
+            # whatever expression the owner wrote, endless recursion included: it is theirs to mend and harms nobody else
+            words = str(why) or type(why).__name__
+            raise TemplateError(f"app {app.name}: {source}:{_line_of(why)}: {words}", app=app.name) from None
 
 
 def quoted(value: object) -> str:
@@ -179,10 +226,15 @@ def quoted(value: object) -> str:
     text = str(value)
     if _BARE.fullmatch(text):
         return text
-    if "\n" in text or "$" in text:
+    if "$" in text or not text.isprintable():
         raise UsageProblem(f"{text!r} cannot stand in nginx's configuration")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def commented(value: object) -> str:
+    """`value` as it may stand in a comment: nothing in it ends the line."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def upstream_name(app: str, process: str) -> str:
@@ -195,16 +247,19 @@ def _upstream(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) ->
     if not any(not e.down for e in serving):
         return None
     only_backups = all(e.backup or e.down for e in serving)
-    servers = [
-        {"address": address, "flags": _flags(e, only_backups), "named": "" if e.address.is_literal else e.address.host}
-        for e in sorted(serving)
-        for address in addresses_of(e, facts)
-    ]
+    servers: dict[str, dict[str, str]] = {}
+    for e in sorted(serving):
+        for address in addresses_of(e, facts):
+            # two names of one instance make one server: it has no two shares of the rotation
+            servers.setdefault(
+                address, {"address": address, "flags": _flags(e, only_backups), "named": "" if e.address.is_literal else e.address.host}
+            )
     return {
         "name": upstream_name(app.name, process),
         "process": process,
+        # 64k hold 56 to 64 servers, by the length of their addresses (measured on 1.22.1); later versions keep more of each
         "zone": f"{64 * (1 + len(servers) // 32)}k",
-        "servers": servers,
+        "servers": list(servers.values()),
         "keepalive": int(nginx["proxy-keepalive"]),
     }
 

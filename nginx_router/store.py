@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import NotFound, StateCorrupt, UsageProblem, nearest
-from .files import encoded, read_text, write_atomic
+from .files import encoded, read_text, sync_directory, write_atomic
 from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, Texts
-from .names import app_name
+from .names import app_name, shown
 from .settings import Paths
 
 
@@ -53,7 +53,7 @@ class Store:
 
     def prepare(self) -> None:
         """Make the directories that every change needs."""
-        for path in (self.paths.apps, self.paths.objects, self.paths.generations, self.paths.queue, self.paths.log):
+        for path in (self.paths.apps, self.paths.objects, self.paths.generations, self.paths.queue, self.paths.log, self.paths.run / "tmp"):
             path.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
@@ -83,9 +83,14 @@ class Store:
         Raises:
             UsageProblem: one of its files is no regular file.
         """
-        directory = self.paths.app(app)
         if not self.exists(app):
             return None
+        try:
+            return self._texts(app, self.paths.app(app))
+        except UsageProblem as why:
+            raise UsageProblem(why.message, hint=why.hint, app=app) from None
+
+    def _texts(self, app: str, directory: Path) -> Texts:
         found: dict[str, str] = {}
         for name in (DOMAINS, UPSTREAMS, APP_TOML, TEMPLATE):
             text = read_text(directory / name)
@@ -94,9 +99,12 @@ class Store:
         snippets = directory / SNIPPETS
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if snippets.is_symlink():
-                raise UsageProblem(f"{snippets}: a link, not a directory", app=app)
+                raise UsageProblem(f"{snippets}: a link, not a directory")
             for name in sorted(os.listdir(snippets)):  # noqa: PTH208 - names only, no Path a file
                 if name.endswith(".conf") and not name.startswith("."):
+                    if not name.isprintable():
+                        # the name stands in a comment of the vhost: a newline in it would end the comment
+                        raise UsageProblem(f"apps/{app}/{SNIPPETS}{shown(name)}: a file name holds no control characters")
                     text = read_text(snippets / name)
                     if text is not None:
                         found[SNIPPETS + name] = text
@@ -116,26 +124,48 @@ class Store:
             if (old or {}).get(path) != new.get(path)
         ]
 
+    def move(self, old: str, new: str) -> list[Step]:
+        """What gives the directory of app `old` the name `new`."""
+        return [Move(f"apps/{old}", f"apps/{new}")]
+
+    def global_steps(self, old: tuple[str, str], new: tuple[str, str]) -> list[Step]:
+        """What takes router.toml and the global DOMAINS from `old` to `new`."""
+        names = (self.paths.config.name, self.paths.global_domains.name)
+        return [Write(name, before, after) for name, before, after in zip(names, old, new, strict=True) if before != after]
+
     def apply(self, steps: Iterable[Step]) -> None:
         """Write the files."""
         for step in steps:
             if isinstance(step, Move):
-                target = self.paths.root / step.new
+                source, target = self.paths.root / step.old, self.paths.root / step.new
                 target.parent.mkdir(parents=True, exist_ok=True)
-                (self.paths.root / step.old).rename(target)
+                if step.new.startswith(f"{TRASH}/"):
+                    shutil.rmtree(target, ignore_errors=True)  # left by a crash behind the end of its change
+                source.rename(target)
+                sync_directory(source.parent)
+                sync_directory(target.parent)
             else:
                 self._write(step.path, step.new)
 
     def undo(self, steps: Iterable[Step]) -> list[str]:
         """Take back what of `steps` was done; the files that were edited since are left and named."""
         left = []
-        for step in reversed(list(steps)):
+        steps = list(steps)
+        # a crash that came before a directory got its new name came before the writes in it too
+        not_there = tuple(f"{s.new}/" for s in steps if isinstance(s, Move) and not (self.paths.root / s.new).exists())
+        for step in reversed(steps):
             if isinstance(step, Move):
                 source, target = self.paths.root / step.old, self.paths.root / step.new
                 if target.exists() and not source.exists():
                     target.rename(source)
                 continue
-            now = read_text(self.paths.root / step.path)
+            if step.path.startswith(not_there):
+                continue
+            try:
+                now = read_text(self.paths.root / step.path)
+            except UsageProblem:
+                left.append(step.path)  # somebody put a link there since
+                continue
             if now == step.new and now != step.old:
                 self._write(step.path, step.old)
             elif now != step.old:
@@ -158,8 +188,8 @@ class Store:
             steps: list[Step] = [Move(s[1], s[2]) if s[0] == "move" else Write(s[1], s[2], s[3]) for s in raw["steps"]]
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, IndexError) as why:
-            raise StateCorrupt(f"{self.paths.intent}: {why}", hint="remove it, then: router reconcile --all") from None
+        except (ValueError, KeyError, IndexError, TypeError) as why:
+            raise StateCorrupt(f"{self.paths.intent}: {why!r}", hint="remove it, then: router reconcile --all") from None
         return raw, steps
 
     def clear_intent(self) -> None:
@@ -171,7 +201,7 @@ class Store:
         """The apps whose directory cannot be served: app -> problem and exit code."""
         try:
             return dict(json.loads(self.paths.stale.read_text()))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, TypeError):
             return {}
 
     def mark_stale(self, changes: Mapping[str, Mapping[str, Any] | None]) -> None:

@@ -1,0 +1,182 @@
+"""The `router` command: find the command in the table, run it, and say in one place what went wrong.
+
+What a command does stands in its plugin; what stands here is true of all of them.  Every error leaves as one line, a hint
+and the exit code of its class; what nobody foresaw leaves its traceback in ROOT/log/router.log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from .commands import find, parse
+from .errors import NotPermitted, RouterError, UsageProblem
+from .output import Output
+
+if TYPE_CHECKING:
+    from .controller import Router
+    from .discovery import Command
+
+#: What a shell sees of a process that a signal ended.
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+#: What other programs call these.
+_SPELLINGS = {"-h": "help", "--help": "help", "--version": "version"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    words, is_traced = _take_trace(list(sys.argv[1:] if argv is None else argv))
+    out = Output()
+    with _terminated_by_exit():
+        try:
+            _run(words, out)
+            out.flush()
+            return 0
+        except BaseException as why:  # the one error boundary
+            if is_traced:
+                _print_traceback(why, out)
+            return _explain(why, words, out)
+
+
+
+def _run(words: Sequence[str], out: Output) -> None:
+    if not words:
+        raise UsageProblem("a command is missing", hint="router help")
+    router = _open(words, out)
+    command = _find(router, _SPELLINGS.get(words[0], words[0]))
+    args = words[1:]
+    if not command.is_python:
+        _execute(router, command, args)
+    function = router.plugins.function(command)
+    call = parse(command, function, args)
+    if call.help is not None:
+        out.text(call.help)
+        return
+    out.is_json, out.key, out.is_dry_run = call.is_json, call.key, call.dry_run
+    router.request.dry_run, router.request.lock_timeout = call.dry_run, call.lock_timeout
+    router.request.show = out.say if call.is_json else out.data
+    function(router, **call.values)
+
+
+def _open(words: Sequence[str], out: Output) -> Router:
+    from .controller import Request, Router
+
+    router = Router.open(Request(command=shlex.join(words), say=out.say))
+    router.out = out
+    return router
+
+
+def _find(router: Router, word: str) -> Command:
+    try:
+        return find(word, router.plugins.commands())
+    except UsageProblem:
+        pass
+    try:
+        # those of installed Python packages cost more to find, so they are looked for second
+        return find(word, router.plugins.commands(all=True))
+    except UsageProblem as why:
+        if word in router.store.names():
+            why.hint = f"{word} is an app: router apps:report {word}"
+        raise
+
+
+def _execute(router: Router, command: Command, args: Sequence[str]) -> NoReturn:
+    """Become the executable of a plugin: the terminal, the signals and the exit code are its own."""
+    path, environment = router.plugins.executable(command)
+    os.execve(path, [str(path), *args], environment)  # noqa: S606 - no shell is meant
+
+
+def _take_trace(words: list[str]) -> tuple[list[str], bool]:
+    plain = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:plain] if word != "--trace"] + words[plain:]
+    return kept, len(kept) < len(words)
+
+
+@contextlib.contextmanager
+def _terminated_by_exit() -> Iterator[None]:
+    """Within it SIGTERM unwinds as Ctrl-C does, so that locks, queue entries and children are left in order."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread: a test or an embedding program has its own ways
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _explain(why: BaseException, words: Sequence[str], out: Output) -> int:
+    if isinstance(why, SystemExit):
+        return _exit_code(why, out)
+    if isinstance(why, KeyboardInterrupt):
+        out.say("router: interrupted")
+        return INTERRUPTED
+    error = why if isinstance(why, RouterError) else _as_error(why, words)
+    out.error(error)
+    return error.exit_code
+
+
+def _exit_code(why: SystemExit, out: Output) -> int:
+    try:
+        out.flush()
+    except OSError as broken:
+        out.error(_as_error(broken, ()))
+        return 1
+    if isinstance(why.code, int):
+        return why.code
+    if why.code:
+        out.say(f"router: {why.code}")
+    return 1 if why.code else 0
+
+
+def _as_error(why: BaseException, words: Sequence[str]) -> RouterError:
+    if isinstance(why, PermissionError):
+        # sudo clears the environment, and the root with it
+        root = os.environ.get("ROUTER_ROOT")
+        line = shlex.join(["sudo", *([f"ROUTER_ROOT={root}"] if root else []), "router", *words])
+        return NotPermitted(f"{_place(why)}: not permitted", hint=line)
+    if isinstance(why, OSError):
+        return RouterError(f"{_place(why)}: {why.strerror or why}")
+    log = _log_traceback(why, words)
+    what = f"unexpected {type(why).__name__}: {why}"
+    return RouterError(f"{what}; traceback in {log}" if log else what, hint="--trace prints the traceback")
+
+
+def _place(why: OSError) -> str:
+    return " -> ".join(os.fsdecode(name) for name in (why.filename, why.filename2) if isinstance(name, str | bytes)) or "system"
+
+
+def _log_traceback(why: BaseException, words: Sequence[str]) -> str | None:
+    """Keep the traceback; the path of the log, or None where nothing can be written."""
+    import traceback
+    from datetime import UTC, datetime
+
+    from .settings import paths
+
+    try:
+        log = paths().log / "router.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", errors="backslashreplace") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} pid {os.getpid()}: router {shlex.join(words)}\n")
+            file.write("".join(traceback.format_exception(why)))
+    except OSError:
+        return None
+    return str(log)
+
+
+def _print_traceback(why: BaseException, out: Output) -> None:
+    import traceback
+
+    for line in "".join(traceback.format_exception(why)).splitlines():
+        out.say(line)

@@ -1,0 +1,484 @@
+"""The one way to read and to change anything: what commands, plugins, the watcher and scripts are given.
+
+A change runs here up to the queue (local reduce, gates, name resolution, collect hooks, `pre-apply`) and again behind the
+answer (drain, notify hooks, journal); the part in between, under the host lock, is `transaction`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from . import faults
+from .errors import Busy, RouterError, as_error
+from .events import Event
+from .files import FileLock
+from .generations import Generations, Index
+from .model import App, Globals, parse_app, parse_globals
+from .nginx import Nginx
+from .plugins import Plugins, refuse_inside
+from .queue import Queue
+from .settings import Paths, paths
+from .store import Store
+
+if TYPE_CHECKING:
+    from .candidate import Candidate
+    from .output import Output
+
+
+@dataclass
+class Request:
+    """Who asks, and how."""
+
+    command: str = ""  # the words as typed
+    dry_run: bool = False
+    lock_timeout: float = 60.0  # seconds
+    say: Callable[[str], None] = lambda line: None  # one line for the person (stderr)
+    show: Callable[[str], None] = lambda line: None  # one line of data (stdout)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one event."""
+
+    event: Event
+    app: str | None
+    generation: int | None = None  # number of `current` after it
+    serving: int | None = None  # what nginx answers with; None: the proxy is stopped
+    kind: str = "nothing"  # nothing, endpoints or structure
+    notes: tuple[str, ...] = ()  # said already
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    reloads: int = 0  # counted once where several changes share one
+    closed_connections: int = 0  # client connections that the reload touched
+    old_workers: tuple[tuple[int, int], ...] = ()  # pid and start time of the workers from before
+    seconds: float = 0.0
+    error: RouterError | None = None
+
+
+class Router:
+    """One root."""
+
+    out: Output
+
+    def __init__(self, paths: Paths, request: Request | None = None) -> None:
+        self.paths = paths
+        self.request = request or Request()
+        self.store = Store(paths)
+        self.generations = Generations(paths)
+
+    @classmethod
+    def open(cls, request: Request | None = None) -> Router:
+        """The router of the root that the environment names."""
+        return cls(paths(), request)
+
+    @cached_property
+    def plugins(self) -> Plugins:
+        """The plugins of this root."""
+        return Plugins(self.paths, self.request.say, self._plugin_settings)
+
+    # reads
+
+    def settings(self) -> Globals:
+        """The host-wide settings.
+
+        Raises:
+            UsageProblem: router.toml or the global DOMAINS breaks a rule; file and line are named.
+        """
+        return parse_globals(*self.store.globals(), self.tables())
+
+    def app(self, name: str) -> App:
+        """An app as its directory says it.
+
+        Raises:
+            NotFound: there is no such app; the nearest is named.
+            UsageProblem: one of its files breaks a rule; file and line are named.
+        """
+        self.store.require(name)
+        return parse_app(name, self.store.texts(name) or {}, self.tables())
+
+    def index(self) -> Index | None:
+        """The current generation; None before the first."""
+        return self.generations.current()
+
+    def stale(self) -> dict[str, dict[str, Any]]:
+        """The apps whose directory cannot be served: app -> problem, exit."""
+        return self.store.stale()
+
+    def plane(self) -> Nginx:
+        """The nginx that serves."""
+        index = self.index()
+        settings = parse_globals(index.config, index.global_domains, self.tables()) if index else self.settings()
+        return Nginx(self.paths, settings)
+
+    def serving(self) -> int | None:
+        """The number of the generation that nginx answers with; None: nobody answers."""
+        index = self.index()
+        if index is None:
+            return None
+        plane = self.plane()
+        probe = plane.probe(index.facts) if plane.wanted() else None
+        if probe is None:
+            return None
+        number = probe.partition("-")[0]
+        return index.number if probe == index.probe else int(number) if number.isdigit() else None
+
+    def tables(self) -> tuple[str, ...]:
+        """The plugins that may have keys in app.toml and router.toml."""
+        return tuple(self.plugins.names())
+
+    # changes
+
+    def gate(self, event: Event) -> None:
+        """Ask the gate hooks of `event` now.
+
+        Raises:
+            Refused: one said no.
+        """
+        from .asking import gate_hooks, payload
+
+        for hook in gate_hooks(event):
+            if self.plugins.has(hook):
+                self.plugins.gate(hook, self._signed(payload(event, self.app_or_none(event.app))))
+
+    def app_or_none(self, name: str | None) -> App | None:
+        """An app as its directory says it; None where there is none or it cannot be read."""
+        try:
+            return self.app(name) if name else None
+        except RouterError:
+            return None
+
+    def change(
+        self,
+        events: Sequence[Event],
+        *,
+        independent: bool = False,
+        gated: bool = False,
+        then: Callable[[list[Outcome]], None] | None = None,
+    ) -> list[Outcome]:
+        """Change something: all `events` or none of them, or (`independent`) each for itself.
+
+        When this returns, nginx answers with the new configuration and no worker accepts with the old one, or the
+        proxy is stopped and a line said so.  `then` runs before the notify hooks and the journal (a deploy drains there);
+        `gated`: the gates were asked already.
+
+        Raises:
+            RouterError: nothing was changed; without `independent`, else outcomes carry their errors.
+        """
+        from .asking import Asking
+
+        for event in events:
+            refuse_inside(event.app)
+        began = time.monotonic()
+        self._prepare_root()
+        asking = Asking(self, gated=gated)
+        try:
+            prepared = [asking.prepare(event, independent=independent) for event in events]
+            if self.request.dry_run:
+                return asking.rehearse(prepared)
+            answers = self._submit(prepared, independent)
+            outcomes = [_outcome(event, raw) for event, raw in zip(events, answers, strict=True)]
+            if not independent and (failed := next((o.error for o in outcomes if o.error), None)):
+                raise failed
+        except RouterError as why:
+            if not self.request.dry_run:
+                self._journal(events, [], why, time.monotonic() - began)
+                asking.failed(events, why)
+            raise
+        self._say_notes(outcomes)
+        problem: BaseException | None = None
+        try:
+            if then is not None:
+                then(outcomes)
+        except BaseException as why:
+            problem = why
+            raise
+        finally:
+            asking.notify(outcomes)
+            first = next((o.error for o in outcomes if o.error), None)
+            self._journal(events, outcomes, problem if isinstance(problem, RouterError) else first, time.monotonic() - began)
+        return outcomes
+
+    def reconcile(self, names: Sequence[str] | None = None) -> list[Outcome]:
+        """Make serving equal to the directories of `names` (None: of all apps); outcomes are sorted by app.
+
+        Raises:
+            NotFound: a named app exists neither as a directory nor in the current generation.
+        """
+        index = self.index()
+        served = set(index.apps) if index else set()
+        for name in names or ():
+            if name not in served:
+                self.store.require(name)
+        wanted = sorted({*self.store.names(), *served} if names is None else {*names})
+        events = [Event("take-up", name, {"may_be_gone": True}) for name in wanted]
+        if names is None:
+            events.insert(0, Event("take-up-globals", None))
+        return self.change(events, independent=True) if events else []
+
+    # the proxy
+
+    def start_proxy(self) -> bool:
+        """Start the managed nginx and see it answer; False: it runs already.
+
+        Raises:
+            ProxyDown: it does not come up; nginx's words are in the message.
+        """
+        with self.locked() as transaction:
+            plane = self.plane()
+            plane.refuse_in_host_mode("start")
+            wanted = plane.wanted()
+            index = transaction.first_generation()
+            if plane.master() is not None:
+                self.paths.wanted.touch()
+                return False
+            self.paths.wanted.touch()
+            try:
+                plane.start(index.facts, index.probe)
+            except RouterError:
+                if not wanted:
+                    self.paths.wanted.unlink(missing_ok=True)
+                raise
+        return True
+
+    def stop_proxy(self) -> bool:
+        """Stop the managed nginx and keep it stopped; False: it did not run."""
+        self._prepare_root()
+        plane = self.plane()
+        plane.refuse_in_host_mode("stop")
+        lock = FileLock(self.paths.lock)
+        lock.acquire(self.request.lock_timeout, "the host")
+        try:
+            self.paths.wanted.unlink(missing_ok=True)
+            return plane.stop()
+        finally:
+            lock.release()
+
+    def reload_proxy(self) -> int:
+        """Reload nginx and prove that it serves `current`; the generation's number.
+
+        Raises:
+            ProxyDown: it does not run.
+            ReloadFailed: it did not take the configuration up.
+        """
+        with self.locked() as transaction:
+            index: Index = transaction.first_generation()
+            self.plane().reload(index.facts, index.probe)
+            return index.number
+
+    def status(self) -> dict[str, Any]:
+        """What the router is doing (the JSON of `router status`)."""
+        index = self.index()
+        problems = []
+        try:
+            plane = self.plane()
+            master = plane.master()
+            workers = plane.workers(master) if master else []
+            wanted = plane.wanted()
+        except RouterError as why:
+            problems.append(why.message)
+            master, workers, wanted = None, [], self.paths.wanted.exists()
+        free = os.statvfs(self.paths.root if self.paths.root.exists() else "/")
+        if free.f_bavail * free.f_frsize < 64 << 20 or (free.f_files and free.f_favail < 1000):
+            problems.append(
+                f"the disk of {self.paths.root} is full: {free.f_bavail * free.f_frsize >> 20} MiB, {free.f_favail} inodes left"
+            )
+        if wanted and master is None:
+            problems.append("nginx should run and does not")
+        problems += [f"plugin {name}: {why}" for name, why in self.plugins.broken().items()]
+        settings = self.settings()
+        return {
+            "generation": index.number if index else None,
+            "serving": self.serving() if master else None,
+            "updates": settings.get("updates"),
+            "proxy": {
+                "type": "nginx",
+                "mode": settings.get("mode"),
+                "running": master is not None,
+                "pid": master,
+                "workers": sum(not w.shutting_down for w in workers),
+                "draining_workers": sum(w.shutting_down for w in workers),
+            },
+            "apps": len(self.store.names()),
+            "stale": [{"app": app, "problem": found["problem"]} for app, found in sorted(self.stale().items())],
+            "problems": problems,
+            "wanted": wanted,
+        }
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Any]:
+        """Hold the host lock; what waits in the queue is answered first.
+
+        Raises:
+            Busy: somebody kept it for `lock_timeout` seconds.
+        """
+        from .transaction import Transaction
+
+        self._prepare_root()
+        lock = FileLock(self.paths.lock)
+        lock.acquire(self.request.lock_timeout, "the host")
+        try:
+            with _signals_wait():
+                transaction = Transaction(self.paths, self.tables())
+                transaction.run()
+                yield transaction
+        finally:
+            lock.release()
+
+    def rehearsal(self) -> Candidate:
+        """The next generation in the making, for a look at what an event would do."""
+        from .candidate import Candidate
+
+        def facts(settings: Globals, previous: Any) -> Any:
+            return Nginx(self.paths, settings).facts(previous)
+
+        return Candidate(self.store, self.generations, self.index(), self.tables(), facts)
+
+    # private
+
+    def _submit(self, events: Sequence[Event], independent: bool) -> list[dict[str, Any]]:
+        from .transaction import Transaction
+
+        queue = Queue(self.paths.queue)
+        lock = FileLock(self.paths.lock)
+        deadline = time.monotonic() + self.request.lock_timeout
+        ident = queue.put(events, independent=independent, command=self.request.command)
+        faults.step("queued")
+        withdrawn = False
+        try:
+            while True:
+                if (found := queue.answered(ident)) is not None:
+                    return found
+                if lock.try_acquire():
+                    try:
+                        with _signals_wait():
+                            Transaction(self.paths, self.tables()).run()
+                    finally:
+                        lock.release()
+                    continue
+                if time.monotonic() >= deadline and queue.withdraw(ident):
+                    withdrawn = True
+                    raise Busy(
+                        f"the host is locked by {lock.holder()}; nothing was changed",
+                        hint="wait for it, or give --lock-timeout more seconds",
+                    )
+                time.sleep(0.005)
+        except BaseException:
+            if withdrawn or queue.withdraw(ident):
+                raise
+            # a leader has it: it will be done, so say what came of it
+            return self._await(queue, ident)
+        finally:
+            lock.release()
+
+    def _await(self, queue: Queue, ident: str) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + 120
+        while (found := queue.answered(ident)) is None:
+            if time.monotonic() > deadline:
+                raise Busy("the change was taken and not answered", hint="router status")
+            time.sleep(0.005)
+        return found
+
+    def _prepare_root(self) -> None:
+        self.store.prepare()
+
+    def _say_notes(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            for note in outcome.notes:
+                self.request.say(note)
+        done = [o for o in outcomes if o.error is None]
+        if done and all(o.serving is None for o in done) and any(o.generation is not None for o in done):
+            self.request.say("saved, proxy is stopped")
+
+    def _journal(self, events: Sequence[Event], outcomes: Sequence[Outcome], why: RouterError | None, seconds: float) -> None:
+        user, uid = self._who()
+        kinds = {o.kind for o in outcomes}
+        code = why.exit_code if why else 0
+        self.store.append_journal(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                "user": user,
+                "uid": uid,
+                "command": self.request.command,
+                "apps": sorted({e.app for e in events if e.app} | {e.args["new"] for e in events if e.args.get("new")}),
+                "kind": next((k for k in ("structure", "endpoints") if k in kinds), "nothing"),
+                "generation": max((o.generation for o in outcomes if o.generation is not None), default=None),
+                "result": "done"
+                if code in (0, 15) or any(o.error is None for o in outcomes)
+                else "failed"
+                if code in _FAILED
+                else "refused",
+                "exit": code,
+                "seconds": round(seconds, 3),
+                "reloads": sum(o.reloads for o in outcomes),
+            }
+        )
+
+    def _signed(self, event: dict[str, Any]) -> dict[str, Any]:
+        user, uid = self._who()
+        return {**event, "command": self.request.command, "user": user, "uid": uid}
+
+    def _who(self) -> tuple[str, int]:
+        # with sudo, the person and not root
+        uid = os.getuid()
+        behind = os.environ.get("SUDO_UID", "") if uid == 0 else ""
+        uid = int(behind) if behind.isdigit() else uid
+        try:
+            return pwd.getpwuid(uid).pw_name, uid
+        except KeyError:
+            return str(uid), uid
+
+    def _plugin_settings(self) -> Mapping[str, Mapping[str, Any]]:
+        import tomllib
+
+        try:
+            raw = tomllib.loads(self.store.globals()[0])
+        except tomllib.TOMLDecodeError:
+            return {}
+        return {name: table for name, table in raw.items() if isinstance(table, dict) and name not in ("proxy", "nginx")}
+
+
+_FAILED = (1, 7, 8, 9, 10, 11, 12, 13)
+
+
+def _outcome(event: Event, raw: Mapping[str, Any]) -> Outcome:
+    if raw.get("error"):
+        return Outcome(event, event.app, error=as_error(raw["error"]))
+    return Outcome(
+        event,
+        raw["app"],
+        raw["generation"],
+        raw["serving"],
+        raw["kind"],
+        tuple(raw["notes"]),
+        raw["answer"],
+        raw["reloads"],
+        raw["closed_connections"],
+        tuple((pid, started) for pid, started in raw["old_workers"]),
+        raw["seconds"],
+    )
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """INT and TERM that come meanwhile take effect afterwards: a change is not left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda got, _: came.append(got)) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for got in came[:1]:
+            os.kill(os.getpid(), got)

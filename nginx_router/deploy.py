@@ -1,0 +1,395 @@
+"""Deploy, scale, retire and drain: how instances take over from each other while requests are served.
+
+Each is one paragraph: the app's own lock, the gates, the checks, the change, the wait for what old workers still hold, the
+hook, the answer.  Nothing changes before every new instance has answered; nothing is told as retired before nothing goes to
+it any more, or the deadline has come and the connections that were left are counted.
+
+The app's lock (ROOT/run/deploy/APP.lock) is held until the answer is given, so that two deploys of one app cannot interleave;
+the host lock is held for the change alone.  Once the change is served, TERM and INT end only the wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from . import checks, drain, lines, runners, sockets
+from .arguments import default_domains
+from .checks import Check
+from .drain import Drained
+from .errors import Busy, Conflict, NotDrained, UsageProblem
+from .events import Event
+from .files import FileLock
+from .model import UPSTREAMS
+from .names import WEB, Address, Endpoint, address, app_name, endpoint_argument, endpoint_line, process_name, shown
+
+if TYPE_CHECKING:
+    from .controller import Outcome, Router
+
+#: Process -> the addresses it is to have, in the order in which they were given.
+Wanted = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How instances take over: how new ones are checked, and how long old ones are waited for."""
+
+    check: str | None = None
+    check_timeout: float = 30.0
+    drain: float = 30.0
+    strict: bool = False  # not drained at the deadline is a failure
+    create: bool = False  # deploy: make the app if there is none
+
+    def __post_init__(self) -> None:
+        Check(self.check, timeout=self.check_timeout)
+        if not math.isfinite(self.drain) or self.drain < 0:
+            raise UsageProblem(f"--drain {self.drain:g} is not a number of seconds")
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What became of a deploy, scale, retire or drain."""
+
+    app: str
+    generation: int | None
+    kind: str
+    retired: tuple[str, ...]
+    still_running: tuple[str, ...]  # the retired that the caller may stop now: nobody else did
+    forced: int  # connections that were left at the deadline
+    closed_connections: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys that are promised to scripts, and `still_running`."""
+        return {
+            "app": self.app,
+            "generation": self.generation,
+            "kind": self.kind,
+            "retired": list(self.retired),
+            "forced": self.forced,
+            "closed_connections": self.closed_connections,
+            "seconds": round(self.seconds, 3),
+            "still_running": list(self.still_running),
+        }
+
+
+#: Gives the answer to the person; called while the app's lock is still held.
+Show = Callable[[Handover], None]
+
+
+def wanted_of(words: Sequence[str]) -> Wanted:
+    """`[PROCESS=]ADDRESS...` as given to deploy, by process.
+
+    Raises:
+        UsageProblem: one is neither.
+    """
+    found: dict[str, list[str]] = {}
+    for endpoint in map(endpoint_argument, words):
+        of_process = found.setdefault(endpoint.process, [])
+        if endpoint.address.text not in of_process:
+            of_process.append(endpoint.address.text)
+    return found
+
+
+def counts_of(words: Sequence[str]) -> dict[str, int]:
+    """`PROCESS=COUNT...` as given to scale.
+
+    Raises:
+        UsageProblem: one is something else.
+    """
+    found = {}
+    for word in words:
+        process, equals, count = word.partition("=")
+        if not equals or not count.isascii() or not count.isdigit() or len(count) > 4:
+            raise UsageProblem(f"{shown(word)} is not PROCESS=COUNT", hint="such as web=3; 0 is allowed")
+        found[process_name(process)] = int(count)
+    return {str(process): count for process, count in found.items()}
+
+
+def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Show) -> None:
+    """Let the addresses `wanted` take over from those that their processes have now.
+
+    An endpoint that stays keeps its flags, and the other processes keep theirs.
+
+    Raises:
+        NotFound: there is no such app, and it is not to be created.
+        Conflict: the app is locked, or its endpoints were changed during the checks.
+        Busy: another deploy of this app is under way; its process is named.
+        Refused: a plugin said no.
+        ChecksFailed: a new instance does not answer; nothing was changed.
+        NotDrained: deployed, but the wait was ended by a signal, or at the deadline with `strict`.
+    """
+    began = time.monotonic()
+    with _turn(router, app):
+        event = _takeover(router, app, wanted, options)
+        router.gate(event)
+        _check(router, event, options)
+        swap = _swap(router, event, "deployed", options)
+        _tell_retired(router, app, swap.retired)
+        show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+
+
+def scale(router: Router, app: str, counts: Mapping[str, int], options: Options, show: Show) -> None:
+    """Let the runner have so many instances of each process, and route to what it answers with.
+
+    What the runner started is stopped again where its instances do not answer or the change fails.
+
+    Raises:
+        NotFound: there is no such app, or no plugin that starts instances.
+        PluginBroken: the runner's answer cannot be used.
+        NotDrained: scaled, but not drained: nothing was stopped; and all that `deploy` raises.
+    """
+    began = time.monotonic()
+    runners.require(router, app)
+    with _turn(router, app):
+        now = {process: [e.address.text for e in router.app(app).of_process(process)] for process in counts}
+        for process, count in counts.items():
+            router.gate(_takeover(router, app, {process: now[process]}, options, {process: count}))
+        if router.request.dry_run:
+            router.request.say(f"would ask the runner for {' '.join(f'{p}={n}' for p, n in counts.items())}")
+            return
+        with runners.stopping_unused(router, app) as started:
+            wanted = {process: runners.start(router, app, process, count, now[process], started) for process, count in counts.items()}
+            event = _takeover(router, app, wanted, options, counts)
+            _check(router, event, options)
+            swap = _swap(router, event, "scaled", options)
+        _tell_retired(router, app, swap.retired)
+        show(swap.handover(app, began, retired=swap.retired, still_running=runners.stop(router, app, swap.retired)))
+
+
+def drain_endpoints(router: Router, app: str, addresses: Sequence[str], options: Options, show: Show) -> None:
+    """Send nothing more to these endpoints, and wait until nothing is left on them; their lines stay.
+
+    Raises:
+        NotFound: there is no such app, or one is no endpoint of it.
+        NotDrained: the wait was ended by a signal, or at the deadline with `strict`.
+    """
+    began = time.monotonic()
+    swap = _set_drain(router, app, _addresses(addresses), options)
+    show(swap.handover(app, began, retired=(), still_running=()))
+
+
+def retire(router: Router, app: str, addresses: Sequence[str], options: Options, show: Show) -> None:
+    """Drain these endpoints, then remove their lines.
+
+    Raises:
+        NotFound: there is no such app.
+        NotDrained: as for `drain_endpoints`; the lines are still there, and a second call goes on.
+    """
+    began = time.monotonic()
+    there = {e.address.text for e in router.app(app).endpoints}
+    given = _addresses(addresses)
+    for absent in (a for a in given if a.text not in there):
+        router.request.say(f"{absent} is not on {app}")
+    given = [a for a in given if a.text in there]
+    swap = _set_drain(router, app, given, options) if given else _Swap(router.generations.current_number(), "nothing", ())
+    if given and not router.request.dry_run:
+        swap = swap.followed_by(router.change([_upstreams(app, "remove", given)])[0])
+        _tell_retired(router, app, swap.retired)
+    show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """A change that is served, and how the wait behind it ended."""
+
+    generation: int | None
+    kind: str
+    retired: tuple[str, ...]
+    closed_connections: int = 0
+    left: int = 0
+
+    def followed_by(self, outcome: Outcome) -> _Swap:
+        kind = self.kind if self.kind != "nothing" else outcome.kind
+        return _Swap(outcome.generation, kind, self.retired, self.closed_connections + outcome.closed_connections, self.left)
+
+    def handover(self, app: str, began: float, *, retired: tuple[str, ...], still_running: tuple[str, ...]) -> Handover:
+        return Handover(
+            app=app,
+            generation=self.generation,
+            kind=self.kind,
+            retired=retired,
+            still_running=still_running,
+            forced=self.left,
+            closed_connections=self.closed_connections,
+            seconds=time.monotonic() - began,
+        )
+
+
+@contextlib.contextmanager
+def _turn(router: Router, app: str) -> Iterator[None]:
+    """The app's own lock."""
+    directory = router.paths.run / "deploy"
+    if router.request.dry_run:
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / f"{app_name(app)}.lock")
+    try:
+        if not lock.try_acquire():
+            raise Busy(f"app {app} is being deployed by {lock.holder()}", hint="its lock is free when that has ended", app=app)
+        yield
+    finally:
+        lock.release()
+
+
+def _takeover(router: Router, app: str, wanted: Wanted, options: Options, counts: Mapping[str, int] | None = None) -> Event:
+    """The event of a deploy or scale, with the lines that it expects to replace.
+
+    Raises:
+        NotFound: there is no such app, and it is not to be created.
+        Conflict: the app is locked.
+    """
+    existed = router.store.exists(app)
+    args: dict[str, Any] = {"processes": {p: list(a) for p, a in wanted.items()}, "existed": existed}
+    if existed or not options.create:
+        locked = router.app(app).locked
+        if locked is not None:
+            raise Conflict(f"app {app} is locked: {locked}", hint=f"router apps:unlock {app}", app=app)
+    if options.create:
+        args |= {"create": True, "domains": default_domains(router, app)}
+    if counts is not None:
+        args["counts"] = dict(counts)
+    args["expected"] = {process: _lines_of(router, app, process) for process in wanted}
+    return Event("deploy" if counts is None else "scale", app, args)
+
+
+def _lines_of(router: Router, app: str, process: str) -> list[str]:
+    entries = [entry for _, entry in lines.entries((router.store.texts(app) or {}).get(UPSTREAMS, ""))]
+    # of two lines with one address the second counts, here as in the parse
+    return list({e.address.text: entry for entry in entries for e in [endpoint_line(entry)] if e.process == process}.values())
+
+
+def _check(router: Router, event: Event, options: Options) -> None:
+    if router.request.dry_run:
+        return
+    assert event.app is not None
+    domains = router.app(event.app).domains if event.args["existed"] else event.args["domains"]
+    exact = [d for d in domains if not d.startswith("*")]
+    asked = [address(text) for addresses in event.args["processes"].values() for text in addresses]
+    check = Check(options.check, exact[0] if exact else "", options.check_timeout)
+    checks.run(event.app, asked, check, router.request.say, _resolved_by_plugins(router, event.app, asked))
+
+
+def _resolved_by_plugins(router: Router, app: str, addresses: Sequence[Address]) -> dict[str, list[str]]:
+    """Host name -> IP addresses, of the names that a plugin knows: they are checked where nginx will look for them."""
+    found = {}
+    if router.plugins.has("endpoint-resolve"):
+        for host in sorted({a.host for a in addresses if not a.is_literal}):
+            answer = router.plugins.first("endpoint-resolve", runners.told(router, app, "deploy", host=host, endpoints=[host]))
+            if answer:
+                found[host] = answer[1].split()
+    return found
+
+
+def _swap(router: Router, event: Event, done: str, options: Options, retired: Sequence[str] | None = None) -> _Swap:
+    """Change, then wait until nothing goes to what was retired; `retired` where the event's answer does not name them.
+
+    Raises:
+        NotDrained: `done`, but something still may go there.
+    """
+    assert event.app is not None
+    resolved = _resolved(router, event.app)
+    ports = sockets.listening_ports(router.plane().master())
+    swap: _Swap | None = None
+
+    def then(outcomes: Sequence[Outcome]) -> None:
+        nonlocal swap
+        signals.is_served = True
+        outcome = outcomes[0]
+        leaving = tuple(outcome.answer.get("retired", ()) if retired is None else retired)
+        drained = Drained(0)
+        if leaving:
+            drained = _wait(router, outcome, drain.targets(map(Address, leaving), resolved), ports, options, lambda: signals.came)
+        if drained.left and not drained.given_up:
+            router.request.say(f"{_connections(drained.left)} left after {options.drain:g} s on {' '.join(leaving)}")
+        if drained.given_up or (drained.left and options.strict):
+            raise NotDrained(f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}", app=event.app)
+        swap = _Swap(outcome.generation, outcome.kind, leaving, outcome.closed_connections, drained.left)
+
+    with _Signals() as signals:
+        outcome = router.change([event], gated=True, then=then)[0]
+    return swap or _Swap(outcome.generation, outcome.kind, ())  # a dry run retires nothing
+
+
+def _wait(
+    router: Router,
+    outcome: Outcome,
+    targets: frozenset[str],
+    ports: frozenset[int],
+    options: Options,
+    given_up: Callable[[], bool],
+) -> Drained:
+    plane, say = router.plane(), router.request.say
+    # an earlier reload's workers too: what they still hold may go to the same endpoint
+    workers = {*outcome.old_workers, *((w.pid, w.started) for w in plane.workers() if w.shutting_down)}
+    return drain.wait(
+        sorted(workers),
+        targets,
+        ports | sockets.listening_ports(plane.master()),  # a port that went with this very reload is one, too
+        options.drain,
+        given_up=given_up,
+        waiting=lambda left: say(f"waiting for {_connections(left)} to old instances, {options.drain:g} s at most"),
+    )
+
+
+def _resolved(router: Router, app: str) -> Mapping[str, Sequence[str]]:
+    """Where nginx connects to for the host names of an app's endpoints, before the change."""
+    index = router.index()
+    entry = index.apps.get(app) if index else None
+    return router.generations.app_state(entry)[1].resolved if entry else {}
+
+
+def _addresses(words: Sequence[str]) -> list[Address]:
+    return list(dict.fromkeys(map(address, words)))
+
+
+def _set_drain(router: Router, app: str, addresses: Sequence[Address], options: Options) -> _Swap:
+    return _swap(router, _upstreams(app, "drain", addresses), "draining", options, [a.text for a in addresses])
+
+
+def _upstreams(app: str, verb: str, addresses: Sequence[Address]) -> Event:
+    return Event("upstreams", app, {"verb": verb, "endpoints": [Endpoint(WEB, a).line() for a in addresses]})
+
+
+def _tell_retired(router: Router, app: str, retired: Sequence[str]) -> None:
+    if retired and not router.request.dry_run:
+        router.plugins.notify("endpoints-retired", runners.told(router, app, "retire", endpoints=list(retired)))
+
+
+class _Signals:
+    """TERM and INT during a change and the wait behind it.
+
+    Before the change is served they end the command, as ever.  A leader lets them wait while it changes, and they may come
+    while another process is at our change: what is taken is done, so they are swallowed there, and remembered here.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self.is_served = False
+
+    def __enter__(self) -> _Signals:
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.came = True
+        if not self.is_served:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _connections(number: int) -> str:
+    return f"{number} connection{'' if number == 1 else 's'}"

@@ -1,0 +1,116 @@
+"""Waiting until old workers have let go of retired endpoints, and counting what is left at the deadline.
+
+After a reload the old workers accept nothing new, but finish what they hold.  An old worker has let go when it is gone,
+or has no connection to a retired address and no client connection without an upstream partner: such a client may be in
+the middle of a request that will go to the old endpoint.  A websocket of another app has its partner and is not waited
+for; idle keepalive clients are closed by nginx itself as it begins to shut down.
+
+Kernel sockets alone do not prove it (an HTTP/2 client has several partners, a subrequest one too many); so all workers
+are counted in one look, every worker in each, and two looks in a row must find nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from pathlib import PurePosixPath
+
+from . import sockets
+from .names import Address
+from .processes import is_alive
+from .sockets import Socket
+
+#: A worker: its pid and its start time, which no later process of the same pid has.
+Worker = tuple[int, int]
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05
+
+
+@dataclass(frozen=True)
+class Drained:
+    """How a wait ended: drained (nothing left), at its deadline, or given up before either."""
+
+    left: int
+    given_up: bool = False
+
+
+def targets(addresses: Iterable[Address], resolved: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Where nginx connected to for these addresses, spelled as the kernel's tables are here."""
+    found: set[str] = set()
+    for address in addresses:
+        if address.is_unix:
+            found.add(address.text)
+            continue
+        for ip in [address.host] if address.is_literal else resolved.get(address.host, ()):
+            parsed = ip_address(ip.partition("%")[0])
+            if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
+                parsed = parsed.ipv4_mapped
+            found.add(address.at(str(parsed)))
+    return frozenset(found)
+
+
+def still_held(workers: Iterable[Worker], retired: frozenset[str], ports: frozenset[int]) -> int:
+    """How many connections the old workers still hold that may need a retired endpoint."""
+    alive = [pid for pid, started in workers if is_alive(pid, started)]
+    if not alive:
+        return 0
+    # one that may not be looked at has let go only when it is gone
+    return sum(1 if held is None else in_need(held, retired, ports) for held in sockets.held_by(alive).values())
+
+
+def in_need(held: Iterable[Socket], retired: frozenset[str], ports: frozenset[int]) -> int:
+    """How many of a worker's connections go to a retired address, or come from a client and go nowhere yet."""
+    clients = upstreams = leading_there = 0
+    for one in held:
+        if one.listens:
+            continue
+        if one.is_from_client(ports):
+            clients += 1
+        else:
+            upstreams += 1
+            leading_there += _is_among(one.remote, retired)
+    return leading_there + max(0, clients - upstreams)
+
+
+def wait(
+    workers: Iterable[Worker],
+    retired: frozenset[str],
+    ports: frozenset[int],
+    seconds: float,
+    *,
+    given_up: Callable[[], bool] = lambda: False,
+    waiting: Callable[[int], None] = lambda _: None,
+) -> Drained:
+    """Wait until the workers have let go, `seconds` at most or until `given_up`.
+
+    `waiting` is told once, after a second, how many connections are waited for.
+    """
+    workers = list(workers)
+    begun = time.monotonic()
+    pause, looks, told = _FIRST_PAUSE, 0, False
+    while True:
+        left = still_held(workers, retired, ports)
+        passed = time.monotonic() - begun
+        looks = 0 if left else looks + 1
+        if looks == 2 or not workers or passed >= seconds:
+            return Drained(left)
+        if given_up():
+            return Drained(left, given_up=True)
+        if left and passed >= 1 and not told:
+            told = True
+            waiting(left)
+        time.sleep(min(pause, max(0.0, seconds - passed)))
+        if left:
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def _is_among(remote: str, retired: frozenset[str]) -> bool:
+    if remote in retired:
+        return True
+    path = remote.removeprefix("unix:")
+    if path == remote or not path or path[0] in "/@":
+        return False
+    # bound by a relative name (`gunicorn -b unix:app.sock`): which directory that was is not known, so the last part decides
+    return any(PurePosixPath(path).name == PurePosixPath(one).name for one in retired if one.startswith("unix:"))

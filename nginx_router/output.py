@@ -1,0 +1,228 @@
+"""The only module that prints: stdout is data, stderr is talk, JSON where it was asked for.
+
+Not on a terminal there is no colour and no layout that a script would have to undo; on one, rich makes the keys of a
+report stand out (it is imported then, and only then: it costs as much as everything else together).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .errors import RouterError, UsageProblem, nearest
+from .names import readable, shown
+
+if TYPE_CHECKING:
+    from .controller import Outcome
+
+#: What a shell sees of a process whose reader went away (128 + SIGPIPE).
+READER_GONE = 141
+
+
+class Output:
+    """Where a command prints, and in which form it was asked to."""
+
+    def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        self._stdout = sys.stdout if stdout is None else stdout
+        self._stderr = sys.stderr if stderr is None else stderr
+        #: Set by the common option `--format json`.
+        self.is_json = False
+        #: Set by the common option `--KEY` of reports.
+        self.key: str | None = None
+        #: Set by the common option `--dry-run` of changes.
+        self.is_dry_run = False
+        with contextlib.suppress(AttributeError):
+            # file names and hand-edited files may hold any byte: they leave as they came
+            self._stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # a plain TextIO in tests
+
+    def data(self, line: object = "") -> None:
+        """One line of the answer, to stdout."""
+        self._write(f"{line}\n")
+
+    def text(self, text: str) -> None:
+        """Text of several lines as it is, to stdout."""
+        if text:
+            self._write(text if text.endswith("\n") else text + "\n")
+
+    def json(self, value: object) -> None:
+        """The answer as JSON, to stdout."""
+        self._write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def say(self, line: str) -> None:
+        """One line for the person, to stderr; a reader who went away does not stop a change that is under way."""
+        with contextlib.suppress(OSError):
+            self._stderr.write(f"{line}\n")
+            self._stderr.flush()
+
+    def error(self, error: RouterError) -> None:
+        """One line `router: what`, and one with what to do next."""
+        prefix = "\x1b[1;31mrouter:\x1b[0m" if _takes_colour(self._stderr) else "router:"
+        self.say(f"{prefix} {_one_line(error.message)}")
+        if error.hint:
+            self.say(f"  {_one_line(error.hint)}")
+
+    def listing(self, values: Iterable[object]) -> None:
+        """Names one a line without a header, or a JSON array."""
+        found = list(values)
+        if self.is_json:
+            self.json(found)
+            return
+        for value in found:
+            self.data(value)
+
+    def report(self, keys: Iterable[str], rows: Iterable[Mapping[str, Any]], *, single: bool) -> None:
+        """What is known of one thing (`single`) or of many, as text, as JSON, or the value of one key.
+
+        `rows` is not looked at before the wanted key is known to be one of `keys`.
+
+        Raises:
+            UsageProblem: the report has no such key; the nearest is named.
+        """
+        known = list(keys)
+        if self.key is not None and self.key not in known:
+            options = [f"--{key}" for key in known]
+            wanted = f"--{self.key}"
+            raise UsageProblem(f"no key {shown(wanted)} in this report{nearest(wanted, options)}", hint=f"there are: {' '.join(options)}")
+        found: list[Any] = [dict(row) for row in rows]
+        if self.key is not None:
+            found = [row[self.key] for row in found]
+        if self.is_json:
+            self.json(found[0] if single else found)
+        elif self.key is not None:
+            for value in found:
+                self._value(value)
+        else:
+            for number, row in enumerate(found):
+                if number:
+                    self.data()
+                self._row(row)
+
+    def changed(self, outcomes: Sequence[Outcome], *, single: bool = True) -> None:
+        """How a change went: one line for each thing that was changed, on stderr, or JSON.
+
+        Events that were left out are named with their errors, and the process ends with the exit code of the first, by name.
+        """
+        if self.is_json:
+            answers = [_answer(outcome) for outcome in outcomes]
+            self.json(answers[0] if single and len(answers) == 1 else answers)
+        elif not self.is_dry_run:  # a rehearsal has said it all
+            self._say_changed(outcomes)
+        failed = sorted((o for o in outcomes if o.error), key=lambda o: o.app or "")
+        for outcome in failed:
+            assert outcome.error is not None
+            self.error(outcome.error)
+        if failed:
+            assert failed[0].error is not None
+            raise SystemExit(failed[0].error.exit_code)
+
+    def confirm(self, question: str) -> bool | None:
+        """Whether the person says yes; None where there is nobody to ask."""
+        if not sys.stdin.isatty() or not self._stderr.isatty():
+            return None
+        with contextlib.suppress(OSError):
+            self._stderr.write(f"{question} [y/N] ")
+            self._stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def flush(self) -> None:
+        """Make sure that the answer has left.
+
+        Raises:
+            OSError: it did not, for instance because the disk is full.
+        """
+        self._write("")
+
+    def _say_changed(self, outcomes: Sequence[Outcome]) -> None:
+        changes = [o for o in outcomes if not o.error and o.kind != "nothing"]
+        for outcome in changes:
+            if outcome.serving is not None:  # a stopped proxy was named already
+                reloads = f"a reload touched {outcome.closed_connections} connections" if outcome.reloads else "no reload of its own"
+                self.say(f"{outcome.app or 'the host'}: {outcome.kind}, generation {outcome.generation}, {reloads}")
+        if not changes and not any(o.error or o.notes for o in outcomes):
+            self.say("nothing to change")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stdout.write(text)
+            if not text or self._stdout.isatty():
+                self._stdout.flush()
+        except BrokenPipeError:
+            self._forget_stdout()
+            raise SystemExit(READER_GONE) from None
+        except OSError:
+            self._forget_stdout()
+            raise
+
+    def _forget_stdout(self) -> None:
+        # else the interpreter tries once more on its way out and spoils the exit code
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stdout.fileno())
+            os.close(nowhere)
+
+    def _value(self, value: object) -> None:
+        for line in value if isinstance(value, list | tuple) else [value]:
+            self.data(json.dumps(line, ensure_ascii=False) if isinstance(line, dict | list) else _word(line))
+
+    def _row(self, row: Mapping[str, Any]) -> None:
+        width = max((len(key) for key in row), default=0) + 1
+        lines = [(key, text) for key, value in row.items() for text in [_lines(value)]]
+        if _takes_colour(self._stdout):
+            self._pretty(lines)
+            return
+        for key, texts in lines:
+            self.data(f"{key + ':':<{width}} {texts[0]}".rstrip())
+            for text in texts[1:]:
+                self.data(f"{'':<{width}} {text}")
+
+    def _pretty(self, lines: Sequence[tuple[str, Sequence[str]]]) -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        for key, texts in lines:
+            grid.add_row(Text(key, style="bold cyan"), Text("\n".join(texts)))
+        Console(file=self._stdout, highlight=False).print(grid)
+
+
+def _answer(outcome: Outcome) -> dict[str, Any]:
+    keys = ("app", "generation", "serving", "kind", "reloads", "closed_connections", "seconds")
+    answer = {key: getattr(outcome, key) for key in keys} | {"notes": list(outcome.notes)}
+    return answer | ({"problem": outcome.error.message, "exit": outcome.error.exit_code} if outcome.error else {})
+
+
+def _takes_colour(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+def _word(value: object) -> str:
+    """A single value for a shell: nothing for what is unset, true and false as JSON spells them."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _lines(value: object) -> list[str]:
+    """A value for a person: each element of a list on its own line, a mapping as its words."""
+    if isinstance(value, list | tuple):
+        return [_phrase(element) for element in value] or [""]
+    if isinstance(value, Mapping) and any(isinstance(v, Mapping | list | tuple) for v in value.values()):
+        return [f"{key}: {text}" for key, inner in value.items() for text in _lines(inner)] or [""]
+    return [_phrase(value)]
+
+
+def _phrase(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_word(inner)}" for key, inner in value.items() if inner not in (None, False))
+    return readable(value) if isinstance(value, str) and "/" not in value else _word(value)

@@ -1,0 +1,356 @@
+"""The rules by which hooks are called: who is asked, in which order, and what a failure means.
+
+Implementations are called one at a time and not by pluggy, because each kind of hook has its own rule for a failure and the
+person must hear which plugin it was.  A plugin that cannot be used is named once and left out; but a vhost without what such
+a plugin is known to bring (an access rule, say) would be wrong, so that a collect hook that it has fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import discovery, executables
+from .discovery import Command, Plugin, Unusable
+from .errors import Busy, PluginBroken, Refused, RouterError
+from .executables import Failure
+from .files import LARGEST
+from .hookspecs import API, Hook, Kind, lookup
+from .registry import HookEvent, Implementation, Registry, words
+from .settings import Paths
+
+#: The hooks within which this process runs, as `kind:app` words.
+_INSIDE = "ROUTER_INSIDE"
+
+
+def inside() -> tuple[str, str] | None:
+    """The kind and the app ("": the host) of the hook that called this process; None outside of hooks and in notify hooks.
+
+    A change of that app could only wait for itself.
+    """
+    calls = os.environ.get(_INSIDE, "").split()
+    if not calls:
+        return None
+    kind, _, app = calls[-1].partition(":")
+    return kind, app
+
+
+def refuse_inside(app: str | None) -> None:
+    """Make sure that no hook of a change of `app`, at any depth, is waiting for this process.
+
+    Raises:
+        Busy: one is.
+    """
+    for call in os.environ.get(_INSIDE, "").split():
+        kind, _, other = call.partition(":")
+        if other == (app or ""):
+            what = f"app '{app}'" if app else "the host"
+            raise Busy(
+                f"{what} is being changed, and this was called from a {kind} hook of that change",
+                hint="reading works here; change it from a post-* hook",
+                app=app,
+            )
+
+
+class Plugins:
+    """All plugins of one root."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        say: Callable[[str], None],
+        settings: Callable[[], Mapping[str, Mapping[str, Any]]],
+        *,
+        built_in: Path | None = None,
+    ) -> None:
+        self._paths = paths
+        self._say = say
+        self._settings = settings
+        self._registry = Registry(paths.plugins, built_in, self._execute)
+        self._named: set[str] = set()
+
+    def commands(self, *, all: bool = False) -> dict[str, Command]:
+        """Every command by its name, from `plugin.toml` files alone; `all`: those of installed Python packages too."""
+        if all:
+            self._registry.scan_entry_points()
+        return {name: command for plugin in self._registry.plugins().values() for name, command in plugin.commands.items()}
+
+    def names(self) -> list[str]:
+        """Every plugin there is, those that are disabled or broken too: each may have keys in app.toml."""
+        return sorted({*self._registry.plugins(), *self._registry.broken, *self._registry.disabled})
+
+    def function(self, command: Command) -> Callable[..., Any]:
+        """The Python function of a command; imports its file and no other of the plugin.
+
+        Raises:
+            PluginBroken: it cannot be imported, or has no such function.
+        """
+        plugin = self._plugin_of(command)
+        file, _, name = command.run.partition(":")
+        try:
+            found: Callable[..., Any] | None = getattr(self._registry.module(plugin, file), name, None)
+        except Unusable as why:
+            raise PluginBroken(f"plugin {plugin.name}: {why}") from why
+        if not callable(found):
+            raise PluginBroken(f"plugin {plugin.name}: {file} has no function '{name}'")
+        return found
+
+    def executable(self, command: Command) -> tuple[Path, dict[str, str]]:
+        """The executable of a command, and the environment that the contract promises it.
+
+        Raises:
+            PluginBroken: there is no such executable, or root must not run it.
+        """
+        plugin = self._plugin_of(command)
+        assert plugin.directory is not None  # only a plugin.toml brings commands
+        path = plugin.directory / command.run
+        if not path.is_file() or not os.access(path, os.X_OK):
+            raise PluginBroken(f"plugin {plugin.name}: {path} is not an executable file")
+        try:
+            discovery.refuse_foreign(plugin)
+        except Unusable as why:
+            raise PluginBroken(f"plugin {plugin.name}: {why}") from None
+        return path, self._environment(plugin, self._config(plugin), self._make_data(plugin))
+
+    def has(self, hook: str) -> bool:
+        """Whether a plugin that can be used has this hook."""
+        return bool(self._implementations(hook))
+
+    def order(self, hook: str) -> list[str]:
+        """The plugins that have this hook, in the order in which they are called."""
+        return [each.plugin.name for each in self._implementations(hook)]
+
+    def broken(self, *, all: bool = False) -> dict[str, str]:
+        """Plugin -> why it cannot be used, as far as they were looked at; `all`: look at each one, and import it."""
+        plugins = self._registry.plugins()
+        if all:
+            self._registry.scan_entry_points()
+            for plugin in list(plugins.values()):
+                self._registry.register(plugin)
+        return dict(self._registry.broken)
+
+    def gate(self, hook: str, event: Mapping[str, Any]) -> None:
+        """Ask every plugin whether this may be.
+
+        Raises:
+            Refused: one said no, or could not be asked; which and why.
+        """
+        full = _complete(hook, "gate", event)
+        for each in self._implementations(hook):
+            try:
+                self._say_lines(self._call(each, full))
+            except Failure as why:
+                raise Refused(f"plugin {each.plugin.name} refused {_what(full)}: {why.reason}", hint=why.hint, app=full["app"]) from why
+
+    def collect(self, hook: str, event: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The answers of all plugins: (plugin, text).
+
+        Raises:
+            PluginBroken: one failed, or cannot be used and is known to have this hook: nothing may be silently missing.
+        """
+        full = _complete(hook, "collect", event)
+        implementations = self._implementations(hook)
+        self._refuse_missed(full)
+        answers = []
+        for each in implementations:
+            try:
+                text = self._call(each, full)
+            except Failure as why:
+                raise _broken(each, full, why) from why
+            if text.strip():
+                answers.append((each.plugin.name, text))
+        return answers
+
+    def first(self, hook: str, event: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The first answer: (plugin, text).
+
+        A plain non-zero exit is no answer, as `[ "$1" = blog ] && cat template` leaves it.
+
+        Raises:
+            PluginBroken: one crashed, took too long or printed garbage; the next one's answer might be the wrong one.
+        """
+        full = _complete(hook, "first", event)
+        for each in self._implementations(hook):
+            try:
+                text = self._call(each, full)
+            except Failure as why:
+                if why.crashed:
+                    raise _broken(each, full, why) from why
+                if why.spoke:
+                    self._say(f"warning: plugin {each.plugin.name} has no answer to {_what(full)}: {why.reason}")
+                continue
+            if text.strip():
+                return each.plugin.name, text
+        return None
+
+    def run(self, hook: str, event: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Let the first plugin that has this hook do it: (plugin, text); None: no plugin has it.
+
+        A failed `stop` is a warning, and its text is what still runs, one address a line; it is empty where all went well.
+
+        Raises:
+            Refused: it ended with a non-zero exit; its last line says why.
+            PluginBroken: it crashed, took too long or printed garbage; or the only plugin that has it cannot be used.
+        """
+        full = _complete(hook, "run", event)
+        implementations = self._implementations(hook)
+        if not implementations:
+            if hook != "stop":
+                self._refuse_missed(full)
+            return None
+        each = implementations[0]
+        try:
+            text = self._call(each, full)
+        except Failure as why:
+            if hook == "stop":
+                return each.plugin.name, self._still_running(each, full, why)
+            if why.crashed:
+                raise _broken(each, full, why) from why
+            raise Refused(f"plugin {each.plugin.name} failed {_what(full)}: {why.reason}", hint=why.hint, app=full["app"]) from why
+        return each.plugin.name, "" if hook == "stop" else text
+
+    def notify(self, hook: str, event: Mapping[str, Any]) -> list[str]:
+        """Tell every plugin; a failure is said and given back as a warning, and the others are told all the same."""
+        full = _complete(hook, "notify", event)
+        warnings = []
+        for each in self._implementations(hook):
+            try:
+                self._say_lines(self._call(each, full))
+            except Failure as why:
+                warnings.append(f"warning: plugin {each.plugin.name} failed {_what(full)}: {why.reason}")
+                self._say(warnings[-1])
+        return warnings
+
+    def _plugin_of(self, command: Command) -> Plugin:
+        plugin = self._registry.plugins().get(command.plugin)
+        if plugin is None:
+            raise PluginBroken(f"plugin {command.plugin}: {self._registry.broken.get(command.plugin, 'it is gone')}")
+        return plugin
+
+    def _implementations(self, hook: str) -> list[Implementation]:
+        found = self._registry.implementations(lookup(hook))
+        for name, why in self._registry.broken.items():
+            if name not in self._named:
+                self._named.add(name)
+                self._say(f"warning: plugin {name} is broken and left out: {why}")
+        return found
+
+    def _call(self, each: Implementation, event: Mapping[str, Any]) -> str:
+        own = HookEvent(json.loads(json.dumps(event)))  # its own copy: what it does to it is its own affair
+        own.plugin, own.config, own.data = each.plugin.name, self._config(each.plugin), self._make_data(each.plugin)
+        try:
+            with _marked(lookup(event["hook"]).kind, event["app"]):
+                answer = each.call(own)
+        except Failure:
+            raise
+        except RouterError as why:
+            raise Failure(why.message, crashed=False, hint=why.hint) from why
+        except (Exception, SystemExit) as why:  # a plugin boundary: whatever a stranger's code raises
+            raise Failure(words(why, each.plugin), crashed=True) from why
+        return _text(answer)
+
+    def _execute(self, plugin: Plugin, hook: Hook, path: Path, event: HookEvent) -> str:
+        answer = executables.run(
+            [str(path), *hook.arguments(event)],
+            stdin=json.dumps(event).encode() + b"\n",
+            env={**self._environment(plugin, event.config, event.data), "ROUTER_HOOK": hook.name},
+            directory=path.parent,
+            timeout=plugin.timeout,
+        )
+        for line in answer.talk:
+            self._say(line)
+        return answer.out
+
+    def _environment(self, plugin: Plugin, config: Mapping[str, str], data: Path) -> dict[str, str]:
+        # the configuration and the name of a hook around this one are not this one's
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("CONFIG_") and key != "ROUTER_HOOK"}
+        return {
+            **inherited,
+            "ROUTER_API": str(API),
+            "ROUTER_ROOT": str(self._paths.root),
+            "ROUTER_BIN": executables.router_bin(),
+            "ROUTER_PLUGIN": plugin.name,
+            "ROUTER_PLUGIN_DATA": str(data),
+            **{f"CONFIG_{key.upper().replace('-', '_')}": value for key, value in config.items()},
+        }
+
+    def _config(self, plugin: Plugin) -> dict[str, str]:
+        return {**plugin.config, **discovery.as_config(self._settings().get(plugin.name, {}))}
+
+    def _make_data(self, plugin: Plugin) -> Path:
+        data = self._paths.root / "data" / plugin.name
+        if not data.is_dir():
+            data.parent.mkdir(parents=True, exist_ok=True)
+            data.mkdir(mode=0o700, exist_ok=True)
+        return data
+
+    def _say_lines(self, text: str) -> None:
+        for line in text.splitlines():
+            self._say(line)
+
+    def _refuse_missed(self, event: Mapping[str, Any]) -> None:
+        for name, known in self._registry.missed.items():
+            if event["hook"] in known:
+                raise PluginBroken(
+                    f"plugin {name} is broken, and {_what(event)} needs it: {self._registry.broken[name]}",
+                    hint=f"repair it, or: router plugins:disable {name}",
+                    app=event["app"],
+                )
+
+    def _still_running(self, each: Implementation, event: Mapping[str, Any], why: Failure) -> str:
+        printed = {line.strip() for line in why.out.splitlines()}
+        left = [address for address in event["endpoints"] if address in printed] or event["endpoints"]
+        self._say(f"warning: plugin {each.plugin.name} failed {_what(event)}: {why.reason}; still running: {' '.join(left)}")
+        return "".join(f"{address}\n" for address in left)
+
+
+@contextlib.contextmanager
+def _marked(kind: Kind, app: str | None) -> Iterator[None]:
+    """Within it, and in every process started there, a change of `app` is refused; a notify hook is free.
+
+    The environment says so, because a Python plugin may start processes too: hooks are called from one thread.
+    """
+    before = os.environ.get(_INSIDE)
+    if kind != "notify":
+        os.environ[_INSIDE] = f"{before or ''} {kind}:{app or ''}".strip()
+    try:
+        yield
+    finally:
+        os.environ.pop(_INSIDE, None)
+        if before is not None:
+            os.environ[_INSIDE] = before
+
+
+def _complete(hook: str, kind: Kind, event: Mapping[str, Any]) -> dict[str, Any]:
+    spec = lookup(hook)
+    assert spec.kind == kind, f"{hook} is a {spec.kind} hook"
+    return spec.complete(event)
+
+
+def _text(answer: object) -> str:
+    """What a hook answered, if it is text."""
+    if answer is None:
+        return ""
+    if not isinstance(answer, str):
+        raise Failure(f"answered with {type(answer).__name__}, not with text or None", crashed=True)
+    try:
+        size = len(answer.encode())
+    except UnicodeEncodeError:  # lone surrogates
+        size = -1
+    if size < 0 or "\0" in answer:
+        raise Failure("answered with what is not UTF-8 text", crashed=True)
+    if size > LARGEST:
+        raise Failure(f"answered with more than {LARGEST} bytes", crashed=True)
+    return answer
+
+
+def _what(event: Mapping[str, Any]) -> str:
+    return f"{event['hook']} of '{event['app']}'" if event["app"] else str(event["hook"])
+
+
+def _broken(each: Implementation, event: Mapping[str, Any], why: Failure) -> PluginBroken:
+    return PluginBroken(f"plugin {each.plugin.name} failed {_what(event)}: {why.reason}", hint=why.hint, app=event["app"])

@@ -1,0 +1,61 @@
+"""What the kernel says of processes: /proc, read without surprises when one ends meanwhile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def started_at(pid: int) -> int:
+    """When a process began, in clock ticks since boot (field 22 of proc(5) stat): with the pid, its identity; 0: gone."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else 0
+
+
+def is_alive(pid: int, started: int | None = None) -> bool:
+    """Whether a process runs (a zombie does not) and, with `started`, is still the same one."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in "ZX" and (started is None or int(fields[19]) == started)
+
+
+def command_line(pid: int) -> str:
+    """The command line, words parted by blanks; empty when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` started and that have not ended."""
+    return [child for child in all_pids() if (fields := _stat(child)) and int(fields[1]) == pid and fields[0] not in "ZX"]
+
+
+def all_pids() -> Iterator[int]:
+    """Every process there is."""
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names only
+        if name.isdigit():
+            yield int(name)
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process point to; empty where it is gone or not ours to see."""
+    found = []
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - names only
+            try:
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115 - socket:[N] is no path
+            except OSError:
+                continue
+    except OSError:
+        return []
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    # the second field is the command in brackets and may hold blanks; what follows the last bracket begins with field 3
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

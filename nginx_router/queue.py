@@ -1,0 +1,124 @@
+"""Changes that wait for the host lock: one file a submission, so that whoever gets the lock takes all of them.
+
+    ID.json    asked, may still be withdrawn by its asker
+    ID.taken   a leader works on it (or died doing so: the next one takes it again)
+    ID.answer  what became of it, until its asker has read it
+
+Taking and withdrawing are the same rename(2), so exactly one of the two succeeds.  A submission whose asker is gone is
+dropped: nobody is left to drain, to notify and to tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .events import Event
+from .processes import is_alive, started_at
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What one command asks for: all of its events or none, or (`independent`) each for itself."""
+
+    id: str
+    events: tuple[Event, ...]
+    independent: bool
+    command: str
+    pid: int
+    started: int
+
+
+class Queue:
+    """The queue of one root."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def put(self, events: Sequence[Event], *, independent: bool, command: str) -> str:
+        """Add a submission of this process; its id."""
+        pid = os.getpid()
+        ident = f"{time.time_ns():020d}-{pid}-{os.urandom(3).hex()}"
+        raw = {
+            "events": [event.as_json() for event in events],
+            "independent": independent,
+            "command": command,
+            "pid": pid,
+            "started": started_at(pid),
+        }
+        self._write(f"{ident}.json", raw)
+        return ident
+
+    def withdraw(self, ident: str) -> bool:
+        """Take a submission back; False: a leader has it already and will answer."""
+        try:
+            (self.directory / f"{ident}.json").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def take(self) -> list[Submission]:
+        """All that wait, oldest first; only the holder of the host lock may ask."""
+        taken = []
+        for name in sorted(os.listdir(self.directory)):  # noqa: PTH208 - names only
+            ident, _, kind = name.rpartition(".")
+            if kind == "json":
+                try:
+                    (self.directory / name).rename(self.directory / f"{ident}.taken")
+                except FileNotFoundError:
+                    continue  # withdrawn at this moment
+            elif kind == "answer":
+                self._sweep(name)
+                continue
+            elif kind != "taken" or name.startswith("."):
+                continue
+            found = self._read(ident)
+            if found is None or not is_alive(found.pid, found.started):
+                (self.directory / f"{ident}.taken").unlink(missing_ok=True)
+            else:
+                taken.append(found)
+        return taken
+
+    def answer(self, ident: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Tell the asker; the answer is there before the submission is gone."""
+        if not (self.directory / f"{ident}.taken").exists():
+            return
+        self._write(f"{ident}.answer", list(answers))
+        (self.directory / f"{ident}.taken").unlink(missing_ok=True)
+
+    def answered(self, ident: str) -> list[dict[str, Any]] | None:
+        """The answer, once: it is removed."""
+        path = self.directory / f"{ident}.answer"
+        try:
+            found = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        path.unlink(missing_ok=True)
+        return list(found)
+
+    def _read(self, ident: str) -> Submission | None:
+        try:
+            raw = json.loads((self.directory / f"{ident}.taken").read_bytes())
+            events = tuple(Event.from_json(e) for e in raw["events"])
+            return Submission(ident, events, raw["independent"], raw["command"], raw["pid"], raw["started"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def _sweep(self, name: str) -> None:
+        # an answer that nobody read: its asker was killed while it waited
+        pid = name.split("-")[1] if name.count("-") >= 2 else ""
+        if not pid.isdigit() or not is_alive(int(pid)):
+            with contextlib.suppress(FileNotFoundError):
+                (self.directory / name).unlink()
+
+    def _write(self, name: str, raw: Any) -> None:
+        # no fsync: the queue does not outlive its askers, and they do not outlive a power cut
+        fresh = self.directory / f".{name}"
+        fresh.write_text(json.dumps(raw), encoding="utf-8")
+        fresh.rename(self.directory / name)

@@ -1,0 +1,91 @@
+"""Templates of apps: rendered with a bound on time, memory and size, because one app's loop must not hold up the host.
+
+jinja2's immutable sandbox keeps a template away from Python; it does not keep it from running for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jinja2 import StrictUndefined
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .files import LARGEST
+
+_SECONDS = 2.0
+_MEMORY = 256 << 20
+_LARGEST_FACTOR = 1 << 32
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Renders texts whose author may be anybody."""
+
+    # numbers that grow by squaring are computed in C, where no deadline is looked at
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self, **options: Any) -> None:
+        # S701: nginx's configuration is not HTML
+        super().__init__(autoescape=False, undefined=StrictUndefined, **options)
+        del self.globals["lipsum"]
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """`left * right` and `left ** right`, of small numbers only."""
+        if operator == "**" or any(isinstance(side, int) and abs(side) > _LARGEST_FACTOR for side in (left, right)):
+            raise SecurityError(f"a template may not compute {operator} with numbers of this size")
+        return super().call_binop(context, operator, left, right)
+
+    def render(self, text: str, values: Mapping[str, Any]) -> str:
+        """What the template `text` makes of `values`.
+
+        Raises:
+            Exception: whatever its expressions raise; TimeoutError, MemoryError and SecurityError for what is too much.
+        """
+        template = self.from_string(text)
+        size, parts = 0, []
+        with _bounded_memory(), _bounded_time():
+            for part in template.generate(values):
+                size += len(part)
+                if size > LARGEST:
+                    raise SecurityError(f"a template may not make more than {LARGEST} characters")
+                parts.append(part)
+        return "".join(parts)
+
+
+@contextlib.contextmanager
+def _bounded_time() -> Iterator[None]:
+    deadline = time.monotonic() + _SECONDS
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"a template may not take more than {_SECONDS:.0f} s")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextlib.contextmanager
+def _bounded_memory() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _MEMORY
+    if any(kept != resource.RLIM_INFINITY and kept < limit for kept in (soft, hard)):
+        yield  # the host is stricter already
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,0 +1,118 @@
+"""`nginx -t` of the vhosts that change, in a small configuration of their own: its cost does not grow with the number of apps."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from .candidate import Candidate, Rendered
+from .errors import NginxRejected
+from .nginx import Nginx
+from .vetting import vet_snippet, vet_template
+
+_PLACE = re.compile(r"^(?P<text>.*) in (?P<path>/\S+):(?P<line>\d+)$")
+_CONFLICT = re.compile(r'conflicting server name "(?P<name>[^"]+)"')
+
+
+def validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered]) -> None:
+    """Let crossplane and nginx judge the vhosts of `apps`.
+
+    Raises:
+        NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
+        ProxyDown: there is no nginx on this host.
+    """
+    if not apps:
+        return
+    directory = candidate.store.paths.run / f"validate-{os.getpid()}"
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "tmp").mkdir(parents=True)
+    try:
+        _validate(candidate, plane, apps, directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed validation left."""
+    for left in run.glob("validate-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered], directory: Path) -> None:
+    places: dict[str, tuple[str, str]] = {}  # file -> app, source
+    doubts = []
+    objects = str(candidate.store.paths.objects)
+    for name, rendered in apps.items():
+        for sha, (source, data) in rendered.includes.items():
+            (directory / sha).write_bytes(data)
+            places[str(directory / sha)] = (name, source)
+            doubts.append(vet_snippet(name, source, directory / sha))
+        # the objects are not kept yet: the vhost includes the copies
+        text = rendered.vhost.decode(errors="surrogateescape")
+        for sha in rendered.includes:
+            text = text.replace(f"{objects}/{sha}", f"{directory}/{sha}")
+        path = directory / str(rendered.entry.vhost)
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        source = rendered.template_source
+        places[str(path)] = (name, source or "its vhost")
+        if source:
+            doubts.append(
+                vet_template(
+                    name,
+                    source,
+                    path,
+                    ports=rendered.entry.ports,
+                    listens=candidate.listens(rendered.app),
+                    domains=rendered.app.served_domains,
+                    own=[str(directory / sha) for sha in rendered.includes],
+                )
+            )
+    for file, content in candidate.wrapper(directory, apps).items():
+        (directory / file).write_text(content, encoding="utf-8", errors="surrogateescape")
+    result = plane.test(directory / "nginx.conf")
+    conflict = next((m for m in result.messages if _CONFLICT.search(m)), None)
+    if not result.ok or conflict:
+        raise _rejection(candidate, apps, places, result.messages, conflict)
+    for doubt in doubts:
+        if doubt:
+            raise NginxRejected(doubt, app=doubt.split()[1].rstrip(":"))
+
+
+def _rejection(
+    candidate: Candidate,
+    apps: Mapping[str, Rendered],
+    places: Mapping[str, tuple[str, str]],
+    messages: tuple[str, ...],
+    conflict: str | None,
+) -> NginxRejected:
+    text = next(
+        (m for m in messages if m.startswith("[emerg]")), conflict or (messages[-1] if messages else "nginx -t failed and said nothing")
+    )
+    match = _PLACE.match(text)
+    if match and match["path"] in places:
+        app, source = places[match["path"]]
+        excerpt = _line(Path(match["path"]), int(match["line"]))
+        return NginxRejected(f"app {app}: nginx rejected {source}:{match['line']}: {match['text']}", hint=excerpt, app=app)
+    taken = _CONFLICT.search(text)
+    if taken:
+        owner = candidate.owners.get(taken["name"])
+        thief = next((name for name, r in apps.items() if name != owner and taken["name"].encode() in r.vhost), None)
+        thief = thief or next((n for n, r in apps.items() for _, d in r.includes.values() if taken["name"].encode() in d), None)
+        return NginxRejected(
+            f"app {thief or '?'}: nginx rejected its vhost: {text}",
+            hint=f"{taken['name']} belongs to app {owner}" if owner else "",
+            app=thief,
+        )
+    if len(apps) == 1:
+        app = next(iter(apps))
+        return NginxRejected(f"app {app}: nginx rejected its vhost: {text}", app=app)
+    # a file that several apps include, or something that only stands in their sum: the caller divides
+    return NginxRejected(f"nginx rejected the change: {text}")
+
+
+def _line(path: Path, number: int) -> str:
+    lines = path.read_text(errors="replace").splitlines()
+    return f"{number}: {lines[number - 1].strip()[:120]}" if 0 < number <= len(lines) else ""

@@ -1,0 +1,59 @@
+"""What is known of an app: its domains, where it answers, its endpoints, and whether nginx serves what its files say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nginx_router.arguments import chosen, existing, last_good, urls_of
+
+if TYPE_CHECKING:
+    from nginx_router.controller import Router
+
+KEYS = ("app", "domains", "urls", "endpoints", "processes", "generation", "serving", "stale", "problem", "locked")
+
+
+def report(
+    router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None
+) -> None:
+    """What is known of an app, or of all.
+
+    Example: router apps:report blog --urls
+    """
+    router.out.report(KEYS, _rows(router, app), single=app is not None)
+
+
+def urls(router: Router, app: Annotated[str, typer.Argument(metavar="APP", help="The app.")]) -> None:
+    """Where an app answers, one URL a line; nothing for an app without domains.
+
+    Example: router apps:urls blog
+    """
+    found, _ = last_good(router, existing(router, app))
+    router.out.listing(urls_of(found, router.settings()))
+
+
+def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
+    names = chosen(router, app)
+    index, stale, settings = router.index(), router.stale(), router.settings()
+    entries = index.apps if index else {}
+    serving = router.serving()
+    for name in names:
+        found, problem = last_good(router, name)
+        problem = problem or stale.get(name, {}).get("problem")
+        generation = entries[name].generation if name in entries else None
+        yield {
+            "app": name,
+            "domains": list(found.domains),
+            "urls": urls_of(found, settings),
+            "endpoints": [
+                {"process": e.process, "address": e.address.text, "weight": e.weight, "state": e.state} for e in found.endpoints
+            ],
+            "processes": {process: len(found.of_process(process)) for process in sorted({*found.processes, *found.counts})},
+            "generation": generation,
+            "serving": generation is not None and serving is not None and serving >= generation,
+            "stale": problem is not None,
+            "problem": problem,
+            "locked": found.locked,
+        }
