@@ -178,7 +178,8 @@ class Candidate:
     def router_conf(self, index: Index) -> str:
         """router.conf of a generation, the probe's number in its header: unchanged bytes need no reload."""
         ports = {self.settings.http_port, *(port for entry in index.apps.values() for port in entry.ports)}
-        vhosts = {name: str(self.generations.object_path(e.vhost)) for name, e in index.apps.items() if e.vhost}
+        objects = self.store.paths.objects
+        vhosts = {name: f"{objects}/{e.vhost}" for name, e in index.apps.items() if e.vhost}
         return self._renderer.http(_numbered(index.probe), index.probe, sorted(ports), vhosts)
 
     def stage_files(self, index: Index) -> dict[str, str]:

@@ -83,10 +83,10 @@ def run(
     finally:
         over.set()
     if failed:
-        (address, why), *others = failed.items()
-        also = f"; failed too: {', '.join(a.text for a, _ in others)}" if others else ""
+        address, *others = (a for a in addresses if a in failed)
+        also = f"; failed too: {', '.join(map(str, others))}" if others else ""
         raise ChecksFailed(
-            f"app {app}: endpoint {address} failed its check ({check}): {why}{also}",
+            f"app {app}: endpoint {address} failed its check ({check}): {failed[address]}{also}",
             hint="nothing was changed: see the instance's own log",
             app=app,
         )

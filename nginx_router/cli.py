@@ -14,9 +14,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from .commands import find, parse
+from .commands import find
 from .errors import NotPermitted, RouterError, UsageProblem
 from .output import Output
+from .parsing import parse
 
 if TYPE_CHECKING:
     from .controller import Router
@@ -44,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _explain(why, words, out)
 
 
-
 def _run(words: Sequence[str], out: Output) -> None:
     if not words:
         raise UsageProblem("a command is missing", hint="router help")
@@ -61,7 +61,7 @@ def _run(words: Sequence[str], out: Output) -> None:
     out.is_json, out.key, out.is_dry_run = call.is_json, call.key, call.dry_run
     router.request.dry_run, router.request.lock_timeout = call.dry_run, call.lock_timeout
     router.request.show = out.say if call.is_json else out.data
-    function(router, **call.values)
+    function(router, *call.rest, **call.values)
 
 
 def _open(words: Sequence[str], out: Output) -> Router:

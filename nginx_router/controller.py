@@ -24,7 +24,6 @@ from .events import Event
 from .files import FileLock
 from .generations import Generations, Index
 from .model import App, Globals, parse_app, parse_globals
-from .nginx import Nginx
 from .plugins import Plugins, refuse_inside
 from .queue import Queue
 from .settings import Paths, paths
@@ -32,6 +31,7 @@ from .store import Store
 
 if TYPE_CHECKING:
     from .candidate import Candidate
+    from .nginx import Nginx
     from .output import Output
 
 
@@ -115,6 +115,8 @@ class Router:
 
     def plane(self) -> Nginx:
         """The nginx that serves."""
+        from .nginx import Nginx  # with what it starts and asks, 10 ms
+
         index = self.index()
         settings = parse_globals(index.config, index.global_domains, self.tables()) if index else self.settings()
         return Nginx(self.paths, settings)
@@ -336,6 +338,7 @@ class Router:
     def rehearsal(self) -> Candidate:
         """The next generation in the making, for a look at what an event would do."""
         from .candidate import Candidate
+        from .nginx import Nginx
 
         def facts(settings: Globals, previous: Any) -> Any:
             return Nginx(self.paths, settings).facts(previous)

@@ -127,11 +127,11 @@ def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Sho
         NotDrained: deployed, but the wait was ended by a signal, or at the deadline with `strict`.
     """
     began = time.monotonic()
-    with _turn(router, app):
+    with _turn(router, app), _Signals() as signals:
         event = _takeover(router, app, wanted, options)
         router.gate(event)
         _check(router, event, options)
-        swap = _swap(router, event, "deployed", options)
+        swap = _swap(router, event, "deployed", options, signals)
         _tell_retired(router, app, swap.retired)
         show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
 
@@ -148,7 +148,7 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
     """
     began = time.monotonic()
     runners.require(router, app)
-    with _turn(router, app):
+    with _turn(router, app), _Signals() as signals:
         now = {process: [e.address.text for e in router.app(app).of_process(process)] for process in counts}
         for process, count in counts.items():
             router.gate(_takeover(router, app, {process: now[process]}, options, {process: count}))
@@ -159,7 +159,7 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
             wanted = {process: runners.start(router, app, process, count, now[process], started) for process, count in counts.items()}
             event = _takeover(router, app, wanted, options, counts)
             _check(router, event, options)
-            swap = _swap(router, event, "scaled", options)
+            swap = _swap(router, event, "scaled", options, signals)
         _tell_retired(router, app, swap.retired)
         show(swap.handover(app, began, retired=swap.retired, still_running=runners.stop(router, app, swap.retired)))
 
@@ -172,8 +172,9 @@ def drain_endpoints(router: Router, app: str, addresses: Sequence[str], options:
         NotDrained: the wait was ended by a signal, or at the deadline with `strict`.
     """
     began = time.monotonic()
-    swap = _set_drain(router, app, _addresses(addresses), options)
-    show(swap.handover(app, began, retired=(), still_running=()))
+    with _Signals() as signals:
+        swap = _set_drain(router, app, _addresses(addresses), options, signals)
+        show(swap.handover(app, began, retired=(), still_running=()))
 
 
 def retire(router: Router, app: str, addresses: Sequence[str], options: Options, show: Show) -> None:
@@ -189,11 +190,14 @@ def retire(router: Router, app: str, addresses: Sequence[str], options: Options,
     for absent in (a for a in given if a.text not in there):
         router.request.say(f"{absent} is not on {app}")
     given = [a for a in given if a.text in there]
-    swap = _set_drain(router, app, given, options) if given else _Swap(router.generations.current_number(), "nothing", ())
-    if given and not router.request.dry_run:
-        swap = swap.followed_by(router.change([_upstreams(app, "remove", given)])[0])
-        _tell_retired(router, app, swap.retired)
-    show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+    if not given:
+        return show(_Swap(router.generations.current_number(), "nothing", ()).handover(app, began, retired=(), still_running=()))
+    with _Signals() as signals:
+        swap = _set_drain(router, app, given, options, signals)
+        if not router.request.dry_run:
+            swap = swap.followed_by(router.change([_upstreams(app, "remove", given)])[0])
+            _tell_retired(router, app, swap.retired)
+        return show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
 
 
 @dataclass(frozen=True)
@@ -289,7 +293,7 @@ def _resolved_by_plugins(router: Router, app: str, addresses: Sequence[Address])
     return found
 
 
-def _swap(router: Router, event: Event, done: str, options: Options, retired: Sequence[str] | None = None) -> _Swap:
+def _swap(router: Router, event: Event, done: str, options: Options, signals: _Signals, retired: Sequence[str] | None = None) -> _Swap:
     """Change, then wait until nothing goes to what was retired; `retired` where the event's answer does not name them.
 
     Raises:
@@ -314,8 +318,7 @@ def _swap(router: Router, event: Event, done: str, options: Options, retired: Se
             raise NotDrained(f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}", app=event.app)
         swap = _Swap(outcome.generation, outcome.kind, leaving, outcome.closed_connections, drained.left)
 
-    with _Signals() as signals:
-        outcome = router.change([event], gated=True, then=then)[0]
+    outcome = router.change([event], gated=True, then=then)[0]
     return swap or _Swap(outcome.generation, outcome.kind, ())  # a dry run retires nothing
 
 
@@ -351,8 +354,8 @@ def _addresses(words: Sequence[str]) -> list[Address]:
     return list(dict.fromkeys(map(address, words)))
 
 
-def _set_drain(router: Router, app: str, addresses: Sequence[Address], options: Options) -> _Swap:
-    return _swap(router, _upstreams(app, "drain", addresses), "draining", options, [a.text for a in addresses])
+def _set_drain(router: Router, app: str, addresses: Sequence[Address], options: Options, signals: _Signals) -> _Swap:
+    return _swap(router, _upstreams(app, "drain", addresses), "draining", options, signals, [a.text for a in addresses])
 
 
 def _upstreams(app: str, verb: str, addresses: Sequence[Address]) -> Event:
@@ -367,8 +370,9 @@ def _tell_retired(router: Router, app: str, retired: Sequence[str]) -> None:
 class _Signals:
     """TERM and INT during a change and the wait behind it.
 
-    Before the change is served they end the command, as ever.  A leader lets them wait while it changes, and they may come
-    while another process is at our change: what is taken is done, so they are swallowed there, and remembered here.
+    Before the change is served they end the command, by an exception, so that what is under way is cleaned up.  From then
+    on they end the wait alone, and the answer is still given.  The controller swallows one that comes while the change is
+    made (what is taken is done): it is remembered here.
     """
 
     def __init__(self) -> None:

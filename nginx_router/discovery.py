@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import stat
@@ -21,7 +20,7 @@ MANIFEST, MODULE, DISABLED = "plugin.toml", "plugin.py", ".disabled"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _COMMAND = re.compile(r"[a-z0-9-]+(:[a-z0-9-]+)*")
 _FUNCTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.py:[A-Za-z_][A-Za-z0-9_]*")
-_KEYS = ("name", "description", "version", "api", "priority", "timeout", "hooks", "config", "commands")
+_KEYS = ("name", "description", "version", "api", "priority", "timeout", "hooks", "config", "commands", "properties")
 
 
 class Unusable(Exception):
@@ -202,6 +201,8 @@ def _files(directory: Path | None) -> Iterator[Path]:
 
 
 def _looks_like_hook(name: str) -> bool:
+    import difflib
+
     if re.match(r"(pre|post)[-_]", name):
         return True
     # a missing snippet must not go unnoticed either: nginx-server-snippets

@@ -96,7 +96,7 @@ def wait(
         looks = 0 if left else looks + 1
         if looks == 2 or not workers or passed >= seconds:
             return Drained(left)
-        if given_up():
+        if left and given_up():
             return Drained(left, given_up=True)
         if left and passed >= 1 and not told:
             told = True

@@ -190,15 +190,15 @@ def _has_exited(pid: int) -> bool:
 def _answer(code: int, problem: str, out: bytes, err: bytes) -> Answer:
     talk = tuple(line for line in err.decode(errors="replace").splitlines() if line.strip())
     last = "".join(c if c.isprintable() else " " for c in talk[-1]).strip()[:400] if talk else ""
+    printed = out.decode(errors="replace")  # a runner says what it started, also when it fails half way
+    if code < 0 and not problem:
+        problem = f"killed by {signal.Signals(-code).name if -code in set(signal.Signals) else f'signal {-code}'}"
     if problem:
-        raise Failure(problem + (f": {last}" if last else ""), crashed=True)
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        raise Failure(f"killed by {name}" + (f": {last}" if last else ""), crashed=True)
+        raise Failure(problem + (f": {last}" if last else ""), crashed=True, out=printed)
     if code:
-        raise Failure(last or f"exit {code}", crashed=False, out=out.decode(errors="replace"), spoke=bool(last))
+        raise Failure(last or f"exit {code}", crashed=False, out=printed, spoke=bool(last))
     try:
         text = out.decode()
     except UnicodeDecodeError:
-        raise Failure("printed what is not UTF-8 text", crashed=True) from None
+        raise Failure("printed what is not UTF-8 text", crashed=True, out=printed) from None
     return Answer(text, talk)

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from pathlib import Path
 
@@ -66,9 +65,10 @@ def read_text(path: Path) -> str | None:
         if why.errno in (errno.ELOOP, errno.ENXIO):
             raise UsageProblem(f"{path}: a link or a device, not a regular file") from None
         raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UsageProblem(f"{path}: not a regular file")
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageProblem(f"{path}: not a regular file")
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise UsageProblem(f"{path}: larger than {LARGEST} bytes")
@@ -131,6 +131,8 @@ class FileLock:
 
 
 def _write(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None) -> None:
+    import tempfile  # 5 ms that a command which only reads need not wait for
+
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:

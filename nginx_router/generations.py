@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Index:
             "router.toml": self.config,
             "DOMAINS": self.global_domains,
             "facts": self.facts.as_json(),
-            "apps": {name: asdict(entry) for name, entry in sorted(self.apps.items())},
+            "apps": {name: vars(entry) for name, entry in sorted(self.apps.items())},
         }
 
 

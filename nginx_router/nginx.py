@@ -26,8 +26,7 @@ from .errors import ProxyDown, ReloadFailed, UsageProblem
 from .hostconf import HostConf
 from .model import Globals, HostFacts
 from .processes import all_pids, children, command_line, is_alive, open_files, started_at
-from .render import LONGEST_SOCKET
-from .settings import Paths
+from .settings import LONGEST_SOCKET, Paths
 
 #: How long a reload may take to be proven; with 10,000 vhosts the parse alone takes 6 s.
 PROOF_SECONDS = 30.0
@@ -118,8 +117,10 @@ class Nginx:
         return Path(self.host.pid) if self.host else self.paths.run / "nginx.pid"
 
     def wanted(self) -> bool:
-        """Whether the operator wants it to run."""
-        return self.paths.wanted.exists()
+        """Whether the operator wants it to run; in host mode: it includes router, and runs or was seen to."""
+        if self.host is None:
+            return self.paths.wanted.exists()
+        return self.host.includes_router and (self.paths.wanted.exists() or self.master() is not None)
 
     def master(self) -> int | None:
         """The pid of the running master."""

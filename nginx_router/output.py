@@ -141,9 +141,10 @@ class Output:
         for outcome in changes:
             if outcome.serving is not None:  # a stopped proxy was named already
                 reloads = f"a reload touched {outcome.closed_connections} connections" if outcome.reloads else "no reload of its own"
-                self.say(f"{outcome.app or 'the host'}: {outcome.kind}, generation {outcome.generation}, {reloads}")
-        if not changes and not any(o.error or o.notes for o in outcomes):
-            self.say("nothing to change")
+                self.say(f"{_subject(outcome)}: {outcome.kind}, generation {outcome.generation}, {reloads}")
+        if not changes and not any(o.error or o.notes or o.serving is None for o in outcomes):
+            # an app without domains and endpoints was saved all the same
+            self.say(f"{_subject(outcomes[0])}: saved, nothing to reload" if len(outcomes) == 1 else "nothing to reload")
 
     def _write(self, text: str) -> None:
         try:
@@ -153,9 +154,9 @@ class Output:
         except BrokenPipeError:
             self._forget_stdout()
             raise SystemExit(READER_GONE) from None
-        except OSError:
+        except OSError as why:
             self._forget_stdout()
-            raise
+            raise OSError(why.errno, why.strerror, "standard output") from None
 
     def _forget_stdout(self) -> None:
         # else the interpreter tries once more on its way out and spoils the exit code
@@ -190,9 +191,14 @@ class Output:
         Console(file=self._stdout, highlight=False).print(grid)
 
 
+def _subject(outcome: Outcome) -> str:
+    """What was changed: a renamed or cloned app goes by its new name."""
+    return outcome.event.args.get("new") or outcome.app or "the host"
+
+
 def _answer(outcome: Outcome) -> dict[str, Any]:
-    keys = ("app", "generation", "serving", "kind", "reloads", "closed_connections", "seconds")
-    answer = {key: getattr(outcome, key) for key in keys} | {"notes": list(outcome.notes)}
+    keys = ("generation", "serving", "kind", "reloads", "closed_connections", "seconds")
+    answer = {"app": outcome.event.args.get("new") or outcome.app} | {key: getattr(outcome, key) for key in keys} | {"notes": list(outcome.notes)}
     return answer | ({"problem": outcome.error.message, "exit": outcome.error.exit_code} if outcome.error else {})
 
 

@@ -117,8 +117,13 @@ class Plugins:
         return path, self._environment(plugin, self._config(plugin), self._make_data(plugin))
 
     def has(self, hook: str) -> bool:
-        """Whether a plugin that can be used has this hook."""
-        return bool(self._implementations(hook))
+        """Whether calling this hook does anything.
+
+        A collect or run hook that only a broken plugin is known to have counts: the call says what is missing.
+        """
+        if self._implementations(hook):
+            return True
+        return hook != "stop" and lookup(hook).kind in ("collect", "run") and any(hook in known for known in self._registry.missed.values())
 
     def order(self, hook: str) -> list[str]:
         """The plugins that have this hook, in the order in which they are called."""
@@ -302,7 +307,7 @@ class Plugins:
                 )
 
     def _still_running(self, each: Implementation, event: Mapping[str, Any], why: Failure) -> str:
-        printed = {line.strip() for line in why.out.splitlines()}
+        printed = set() if why.crashed else {line.strip() for line in why.out.splitlines()}  # a list cut short says nothing
         left = [address for address in event["endpoints"] if address in printed] or event["endpoints"]
         self._say(f"warning: plugin {each.plugin.name} failed {_what(event)}: {why.reason}; still running: {' '.join(left)}")
         return "".join(f"{address}\n" for address in left)

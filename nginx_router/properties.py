@@ -1,15 +1,26 @@
-"""Every property in one table: it drives `set`, `report`, rendering and the documentation."""
+"""Every property in one table: it drives `set`, `report`, rendering and the documentation.
+
+Those of the host (`proxy`) stand here; those of nginx are declared by the plugin that has their commands, in its plugin.toml:
+
+    [plugin.properties.proxy-read-timeout]
+    type = "time"                       # size, time, number (with min and max) or word (with words)
+    default = "60s"
+    help = "how long an instance may be silent"
+    directive = "proxy_read_timeout"    # optional: rendered into each server block of an app
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 from .errors import UsageProblem, nearest
 from .names import ip_address, port_number, shown
+from .resources import shipped
 
 Table = Literal["nginx", "proxy"]
 
@@ -83,30 +94,10 @@ def _command(text: str) -> str:
     return text
 
 
-_SIZE = _matching(r"[0-9]{1,9}[kKmMgG]?")
-_TIME = _matching(r"[1-9][0-9]{0,7}(ms|s|m|h|d)?")
 _PATH = _matching(r"/[^\s;{}'\"\\$#]+")
 _SITE = _matching(r"444|404|421|https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~/?&=%-]*)?")
 
-_TABLE = (
-    Property(
-        "client-max-body-size",
-        "nginx",
-        "1m",
-        "a size such as 2m, 0 for no limit",
-        "the largest request body",
-        _SIZE,
-        "client_max_body_size",
-    ),
-    Property("proxy-read-timeout", "nginx", "60s", "a time such as 60s", "how long an instance may be silent", _TIME, "proxy_read_timeout"),
-    Property(
-        "proxy-keepalive",
-        "nginx",
-        "32",
-        "a number from 0 (off) to 4096",
-        "idle connections a worker keeps to a process's instances",
-        _whole(0, 4096),
-    ),
+_PROXY = (
     Property(
         "mode", "proxy", "managed", "managed or host", "whose nginx serves: router's own, or the distribution's", _matching("managed|host")
     ),
@@ -125,7 +116,29 @@ _TABLE = (
     Property("default-site", "proxy", "444", "444, 404, 421 or a URL", "what a host name that no app owns is answered", _SITE),
 )
 
-PROPERTIES: Mapping[str, Mapping[str, Property]] = {table: {p.name: p for p in _TABLE if p.table == table} for table in ("nginx", "proxy")}
+#: Type -> rule and check, of a property that a plugin declares.
+_TYPES: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, Callable[[str], str]]]] = {
+    "size": lambda row: ("a size such as 2m, 0 for no limit", _matching(r"[0-9]{1,9}[kKmMgG]?")),
+    "time": lambda row: ("a time such as 60s", _matching(r"[1-9][0-9]{0,7}(ms|s|m|h|d)?")),
+    "number": lambda row: (f"a number from {row['min']} to {row['max']}", _whole(row["min"], row["max"])),
+    "word": lambda row: (" or ".join(row["words"]), _matching("|".join(map(re.escape, row["words"])))),
+}
+
+
+class _Tables(Mapping[str, Mapping[str, Property]]):
+    """The tables by name; the plugins' are read when one is first asked for, which `version` or `apps:list` never do."""
+
+    def __getitem__(self, table: str) -> Mapping[str, Property]:
+        return {"nginx": _declared, "proxy": _host}[table]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("nginx", "proxy"))
+
+    def __len__(self) -> int:
+        return 2
+
+
+PROPERTIES: Mapping[str, Mapping[str, Property]] = _Tables()
 
 
 def lookup(table: str, name: str) -> Property:
@@ -138,4 +151,32 @@ def lookup(table: str, name: str) -> Property:
     if found is None:
         known = PROPERTIES[table]
         raise UsageProblem(f"no {table} property {shown(name)}{nearest(name, known)}", hint=f"there are: {' '.join(known)}")
+    return found
+
+
+def declared(name: str, row: Mapping[str, Any]) -> Property:
+    """The nginx property that `[plugin.properties.NAME]` of a plugin.toml describes.
+
+    Raises:
+        KeyError: `row` lacks what its type needs.
+    """
+    rule, check = _TYPES[row["type"]](row)
+    return Property(name, "nginx", row["default"], rule, row["help"], check, row.get("directive", ""))
+
+
+@cache
+def _host() -> Mapping[str, Property]:
+    return {row.name: row for row in _PROXY}
+
+
+@cache
+def _declared() -> Mapping[str, Property]:
+    import tomllib
+
+    found = {}
+    for manifest in sorted(shipped("plugins").glob("*/plugin.toml")):
+        text = manifest.read_text()
+        if "[plugin.properties." in text:  # to parse them all would take longer than all the rest of a small command
+            rows = tomllib.loads(text)["plugin"]["properties"]
+            found.update({name: declared(name, row) for name, row in rows.items()})
     return found

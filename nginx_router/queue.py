@@ -68,6 +68,8 @@ class Queue:
         taken = []
         for name in sorted(os.listdir(self.directory)):  # noqa: PTH208 - names only
             ident, _, kind = name.rpartition(".")
+            if name.startswith("."):
+                continue  # being written
             if kind == "json":
                 try:
                     (self.directory / name).rename(self.directory / f"{ident}.taken")
@@ -76,7 +78,7 @@ class Queue:
             elif kind == "answer":
                 self._sweep(name)
                 continue
-            elif kind != "taken" or name.startswith("."):
+            elif kind != "taken":
                 continue
             found = self._read(ident)
             if found is None or not is_alive(found.pid, found.started):

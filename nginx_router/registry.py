@@ -120,8 +120,8 @@ class Registry:
         found = []
         for each in getattr(self._manager.hook, hook.python).get_hookimpls():
             name, _, form = each.plugin_name.partition(" ")
-            plugin = self.plugins().get(name)
-            if plugin:  # else it was left out after half of it was registered
+            if name in self.plugins():  # else it was left out after half of it was registered
+                plugin = self.plugins()[name]
                 found.append((plugin.priority, name, form, Implementation(plugin, _caller(each))))
         return [implementation for *_, implementation in sorted(found, key=lambda item: item[:3])]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from .names import WEB, Endpoint, listener
 from .properties import PROPERTIES
 from .resources import shipped
 from .sandbox import Sandbox
+from .settings import LONGEST_SOCKET
 
-#: The longest path that bind(2) takes, less the final NUL; a deeper root is probed by a secret server name instead.
-LONGEST_SOCKET = 107
 #: Beside it a name too long for the hash fails; no domain ends so.
 _SECOND_NAME = f"{'x' * 63}.{'y' * 6}.invalid"
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+,=~-]+")
@@ -41,14 +41,7 @@ class Renderer:
 
     def __init__(self, root: Path, settings: Globals, facts: HostFacts) -> None:
         self.root, self.settings, self.facts = root, settings, facts
-        options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-        # S701: nginx's configuration is not HTML; values are typed and pass the `q` filter
-        loader = FileSystemLoader(shipped("templates"))
-        self._shipped = Environment(loader=loader, undefined=StrictUndefined, autoescape=False, **options)  # noqa: S701
-        self._sandbox = Sandbox(**options)
-        for environment in (self._shipped, self._sandbox):
-            environment.filters["q"] = quoted
-            environment.filters["comment"] = commented
+        self._shipped, self._sandbox = _environments()
 
     def ports(self, app: App) -> dict[int, str]:
         """Port -> process, of the server blocks of an app.
@@ -219,6 +212,19 @@ class Renderer:
             # whatever expression the owner wrote, endless recursion included: it is theirs to mend and harms nobody else
             words = str(why) or type(why).__name__
             raise TemplateError(f"app {app.name}: {source}:{_line_of(why)}: {words}", app=app.name) from None
+
+
+@cache
+def _environments() -> tuple[Environment, Sandbox]:
+    # one pair a process: compiling the shipped templates takes 15 ms, and each change renders twice
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    # S701: nginx's configuration is not HTML; values are typed and pass the `q` filter
+    loader = FileSystemLoader(shipped("templates"))
+    both = Environment(loader=loader, undefined=StrictUndefined, autoescape=False, **options), Sandbox(**options)  # noqa: S701
+    for environment in both:
+        environment.filters["q"] = quoted
+        environment.filters["comment"] = commented
+    return both
 
 
 def quoted(value: object) -> str:

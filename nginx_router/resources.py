@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-_PACKAGE = Path(str(files("nginx_router")))
+_PACKAGE = Path(__file__).parent  # importlib.resources says the same and takes 7 ms
 
 
 def shipped(kind: Literal["templates", "plugins"]) -> Path:

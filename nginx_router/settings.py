@@ -10,6 +10,9 @@ from pathlib import Path
 #: The root of a host that was set up for all users.
 HOST_ROOT = Path("/var/lib/router")
 
+#: The longest path that bind(2) takes, less the final NUL; a deeper root is probed by a secret server name instead.
+LONGEST_SOCKET = 107
+
 
 @dataclass(frozen=True)
 class Paths:

@@ -92,9 +92,9 @@ class Demo:
         )
         for column in ("step", "result"):
             table.add_column(column)
-        for column in ("seconds\nuntil served", "requests", "failed"):
-            table.add_column(column, justify="right")
-        table.add_column("answered by")
+        for column in ("seconds\nuntil\nserved", "requests", "failed"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("answered by", no_wrap=True)
         for step in self.steps:
             table.add_row(
                 step.title,
@@ -132,7 +132,7 @@ In another terminal:
         """
         self._show(f"$ router {shlex.join(words)}")
         done = subprocess.run([ROUTER, *words], env=self._environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-        for line in (done.stdout + done.stderr).splitlines():
+        for line in (done.stderr + done.stdout).splitlines():  # talk, then data
             self._show(f"  {line}", "dim")
         if done.returncode != expect:
             raise Broken(f"router {shlex.join(words)}: exit {done.returncode}, not {expect}")
@@ -292,7 +292,7 @@ def instances(answers: list[Answer], app: str) -> set[str]:
 def spread(answers: list[Answer]) -> str:
     """How many requests each instance answered, one a line."""
     counts = Counter((HOSTS[answer.host], answer.version, answer.instance.rpartition(":")[2]) for answer in answers if not answer.problem)
-    return "\n".join(f"{app} {version} :{port} × {count:,}" for (app, version, port), count in sorted(counts.items()))
+    return "\n".join(f"{app} {version} :{port} × {count}" for (app, version, port), count in sorted(counts.items()))
 
 
 def free_port() -> int:
@@ -386,11 +386,12 @@ def main() -> int:
             kept_up = True
             while True:
                 signal.pause()
-    except Broken as broken:
-        print(f"demo: {broken}", file=sys.stderr)
-        return 1
-    except (TimeoutError, subprocess.TimeoutExpired) as late:
-        print(f"demo: {late}", file=sys.stderr)
+    except (Broken, TimeoutError, subprocess.TimeoutExpired) as why:
+        print(f"demo: {why}", file=sys.stderr)
+        # the directory will be gone: what nginx said goes with the complaint
+        for log in sorted(each for each in (root / "log").glob("*.log") if "access" not in each.name):
+            for line in log.read_text(errors="replace").splitlines()[-10:]:
+                print(f"  {log.name}: {line}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:
         return 0 if kept_up and interrupted.number == signal.SIGINT else 128 + interrupted.number

@@ -27,9 +27,7 @@ def create(router: Router, app: AppArgument) -> None:
     change(router, [Event("create", name, {"domains": [] if router.store.exists(name) else default_domains(router, name)})])
 
 
-def destroy(
-    router: Router, app: AppArgument, force: Annotated[bool, typer.Option("--force", help="Do not ask.")] = False
-) -> None:
+def destroy(router: Router, app: AppArgument, force: Annotated[bool, typer.Option("--force", help="Do not ask.")] = False) -> None:
     """Destroy an app: nginx serves it no more, its domains are free, its directory is gone.
 
     Example: router apps:destroy blog --force
@@ -38,7 +36,7 @@ def destroy(
     if not force and not router.out.is_dry_run:
         answer = router.out.confirm(f"Destroy app {name} with all its settings?")
         if answer is None:
-            raise UsageProblem(f"{name} is not destroyed without being asked for it twice", hint=f"router apps:destroy {name} --force")
+            raise UsageProblem(f"{name} was kept: nobody is there to confirm it", hint=f"router apps:destroy {name} --force")
         if not answer:
             raise UsageProblem(f"{name} was kept")
     change(router, [Event("destroy", name)])
@@ -60,22 +58,6 @@ def clone(router: Router, app: AppArgument, new: NewArgument) -> None:
     """
     source, name = existing(router, app), app_name(new)
     change(router, [Event("clone", source, {"new": name, "domains": default_domains(router, name)})])
-
-
-def list_apps(router: Router) -> None:
-    """Every app, one a line.
-
-    Example: router apps:list
-    """
-    router.out.listing(router.store.names())
-
-
-def exists(router: Router, app: AppArgument) -> None:
-    """Exit 0 if the app exists, else 3.
-
-    Example: router apps:exists blog || router apps:create blog
-    """
-    existing(router, app)
 
 
 def lock(

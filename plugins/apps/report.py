@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 KEYS = ("app", "domains", "urls", "endpoints", "processes", "generation", "serving", "stale", "problem", "locked")
 
 
-def report(
-    router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None
-) -> None:
+def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:
     """What is known of an app, or of all.
 
     Example: router apps:report blog --urls
@@ -47,9 +45,7 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
             "app": name,
             "domains": list(found.domains),
             "urls": urls_of(found, settings),
-            "endpoints": [
-                {"process": e.process, "address": e.address.text, "weight": e.weight, "state": e.state} for e in found.endpoints
-            ],
+            "endpoints": [{"process": e.process, "address": e.address.text, "weight": e.weight, "state": e.state} for e in found.endpoints],
             "processes": {process: len(found.of_process(process)) for process in sorted({*found.processes, *found.counts})},
             "generation": generation,
             "serving": generation is not None and serving is not None and serving >= generation,

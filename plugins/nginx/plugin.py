@@ -86,7 +86,7 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
 
 def _global_row(router: Router) -> Iterator[dict[str, Any]]:
     everywhere = router.settings().nginx
-    row = {}
+    row: dict[str, Any] = {}
     for key, known in PROPERTIES[TABLE].items():
         row |= {f"global-{key}": everywhere.get(key), f"computed-{key}": everywhere.get(key) or known.default}
     yield row

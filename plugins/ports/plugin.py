@@ -9,7 +9,7 @@ import typer
 
 from nginx_router.arguments import change, chosen, existing, last_good
 from nginx_router.events import Event
-from nginx_router.names import port_entry, port_number
+from nginx_router.names import WEB, port_entry, port_number
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
@@ -64,9 +64,7 @@ def list_ports(router: Router, app: AppArgument) -> None:
     router.out.listing(str(port) for port in found.ports)
 
 
-def report(
-    router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None
-) -> None:
+def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:
     """The ports of an app, or of all: as they were set, and as they are served.
 
     Example: router ports:report blog --format json
@@ -86,7 +84,7 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
     settings = router.settings()
     for name in chosen(router, app):
         found, _ = last_good(router, name)
-        served = [(p.number or settings.http_port, p.process) for p in found.ports] or [(settings.http_port, "web")]
+        served = [(p.number or settings.http_port, p.process) for p in found.ports] or [(settings.http_port, WEB)]
         yield {
             "app": name,
             "ports": [str(port) for port in found.ports],

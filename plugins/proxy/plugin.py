@@ -9,7 +9,7 @@ import typer
 
 from nginx_router.arguments import apps_or_all, change, property_event
 from nginx_router.errors import NginxRejected, ProxyDown, ReloadFailed, UsageProblem
-from nginx_router.properties import PROPERTIES
+from nginx_router.properties import PROPERTIES, lookup
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
@@ -57,9 +57,7 @@ def proxy_status(router: Router) -> None:
         raise SystemExit(ProxyDown.exit_code)
 
 
-def report(
-    router: Router, is_global: Annotated[bool, typer.Option("--global", help="Said or not: they are the host's.")] = False
-) -> None:
+def report(router: Router, is_global: Annotated[bool, typer.Option("--global", help="Said or not: they are the host's.")] = False) -> None:
     """The host-wide settings: as set, and as they count (computed).
 
     Example: router proxy:report --computed-http-port
@@ -111,6 +109,26 @@ def status(router: Router) -> None:
         raise SystemExit(ReloadFailed.exit_code)
     if found["stale"]:
         raise SystemExit(NginxRejected.exit_code)
+
+
+def set_up(
+    router: Router,
+    nginx_conf: Annotated[str | None, typer.Option("--nginx-conf", metavar="PATH", help="Its configuration; else the property.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the include out again.")] = False,
+) -> None:
+    """Put one include into the configuration of the distribution's nginx, so that it serves the apps (host mode).
+
+    Example: sudo router setup --nginx-conf /etc/nginx/nginx.conf
+    """
+    from pathlib import Path
+
+    from nginx_router import setup
+
+    if remove and nginx_conf is not None:
+        raise UsageProblem("--remove knows the configuration", hint="usage: router setup --remove")
+    conf = lookup(TABLE, "nginx-conf").parse(router.settings().get("nginx-conf") if nginx_conf is None else nginx_conf)
+    if not _rehearsed(router, "take the include out again" if remove else f"put one include into {conf}"):
+        _done(router, setup.remove(router) if remove else setup.install(router, Path(conf)))
 
 
 def _is_down(found: Mapping[str, Any]) -> bool:

@@ -27,9 +27,7 @@ Backup = Annotated[bool, typer.Option("--backup", help="Asked only when all othe
 Down = Annotated[bool, typer.Option("--down", help="Known, but not asked.")]
 
 
-def add(
-    router: Router, app: AppArgument, addresses: Addresses, weight: Weight = "1", backup: Backup = False, down: Down = False
-) -> None:
+def add(router: Router, app: AppArgument, addresses: Addresses, weight: Weight = "1", backup: Backup = False, down: Down = False) -> None:
     """Add endpoints to an app; one that is there with other flags gets these.
 
     Example: router upstreams:add blog 10.0.0.3:5000 api=10.0.0.3:5001 --weight 2
@@ -69,9 +67,7 @@ def clear(
     _change(router, app, "clear", (), process=None if process is None else process_name(process))
 
 
-def report(
-    router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None
-) -> None:
+def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:
     """The endpoints of an app, or of all, by process.
 
     Example: router upstreams:report blog --format json
@@ -95,8 +91,7 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
             "app": name,
             "upstreams": {
                 process: [
-                    {"address": e.address.text, "weight": e.weight, "backup": e.backup, "state": e.state}
-                    for e in found.of_process(process)
+                    {"address": e.address.text, "weight": e.weight, "backup": e.backup, "state": e.state} for e in found.of_process(process)
                 ]
                 for process in found.processes
             },

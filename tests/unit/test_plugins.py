@@ -354,7 +354,7 @@ def test_a_failed_stop_is_a_warning_naming_what_still_runs(world):
 
 
 def test_a_stop_that_crashes_left_everything_running(world):
-    world.add("a", "timeout = 0.2\n", stop="exec sleep 60")
+    world.add("a", "timeout = 0.2\n", stop="echo unix:/b; exec sleep 60")
     assert world.plugins().run("stop", blog(endpoints=["10.0.0.1:80", "unix:/b"])) == ("a", "10.0.0.1:80\nunix:/b\n")
     assert "still running: 10.0.0.1:80 unix:/b" in world.said[0]
 
@@ -569,13 +569,28 @@ def test_a_broken_plugin_that_is_known_to_bring_a_snippet_stops_the_change(world
     opened.gate("pre-deploy", blog())
     with pytest.raises(PluginBroken, match="plugin access is broken, and nginx-server-snippet of 'blog' needs it: RuntimeError: oops"):
         opened.collect("nginx-server-snippet", blog())
+    assert opened.has("nginx-server-snippet")  # who asks before calling must not pass it over
+    assert not opened.has("report-rows")
     assert opened.collect("report-rows", blog()) == []
 
 
 def test_a_broken_runner_is_not_no_runner(world):
-    world.add("runner", "priority = 500\n", scale="true")
+    world.add("runner", "priority = 500\n", scale="true", stop="true")
+    opened = world.plugins()
+    assert opened.has("scale")
     with pytest.raises(PluginBroken, match="priority 500"):
-        world.plugins().run("scale", blog(process="web", count=1))
+        opened.run("scale", blog(process="web", count=1))
+    assert not opened.has("stop")
+    assert opened.run("stop", blog(endpoints=["10.0.0.1:80"])) is None
+
+
+@pytest.mark.parametrize("end", ["exit 1", "kill -9 $$", "exec sleep 60"])
+def test_what_a_runner_printed_before_it_failed_is_kept(world, end):
+    world.add("runner", "timeout = 0.3\n", scale=f"echo 10.0.0.1:80; {end}")
+    with pytest.raises((Refused, PluginBroken)) as failed:
+        world.plugins().run("scale", blog(process="web", count=2))
+    assert isinstance(failed.value.__cause__, executables.Failure)
+    assert failed.value.__cause__.out == "10.0.0.1:80\n"
 
 
 def test_names_and_commands_are_taken_by_who_comes_first(world):

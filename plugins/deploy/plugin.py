@@ -1,0 +1,94 @@
+"""Instances take over from each other: deploy, scale, retire, drain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nginx_router import deploy as engine
+from nginx_router.arguments import existing
+from nginx_router.names import app_name
+
+if TYPE_CHECKING:
+    from nginx_router.controller import Router
+
+AppArgument = Annotated[str, typer.Argument(metavar="APP", help="The app.")]
+AddressArguments = Annotated[
+    list[str], typer.Argument(metavar="ADDRESS...", help="Such as 10.0.0.3:5000, [::1]:5000, unix:/run/blog.sock.")
+]
+CheckOption = Annotated[str | None, typer.Option("--check", metavar="/PATH", help="Ask by HTTP GET; 2xx and 3xx pass. Else a TCP connect.")]
+CheckTimeoutOption = Annotated[float, typer.Option("--check-timeout", metavar="S", help="Seconds for all checks together.")]
+DrainOption = Annotated[float, typer.Option("--drain", metavar="S", help="Seconds to wait for requests on old instances.")]
+StrictOption = Annotated[bool, typer.Option("--drain-strict", help="Not drained by then: exit 15, and nothing is printed.")]
+
+
+def deploy(
+    router: Router,
+    app: AppArgument,
+    endpoints: Annotated[list[str], typer.Argument(metavar="[PROCESS=]ADDRESS...", help="All instances of each process that is named.")],
+    check: CheckOption = None,
+    check_timeout: CheckTimeoutOption = 30.0,
+    drain: DrainOption = 30.0,
+    drain_strict: StrictOption = False,
+    create: Annotated[bool, typer.Option("--create", help="Create the app if there is none.")] = False,
+) -> None:
+    """Check new instances, let them take over, wait until the old ones have finished; stdout: the old ones, one a line.
+
+    Example: router apps:deploy blog 10.0.0.7:5000 --check /health | xargs -r docker stop
+    """
+    name = app_name(app) if create else existing(router, app)
+    options = engine.Options(check, check_timeout, drain, drain_strict, create)
+    engine.deploy(router, name, engine.wanted_of(endpoints), options, _shown(router))
+
+
+def scale(
+    router: Router,
+    app: AppArgument,
+    counts: Annotated[list[str], typer.Argument(metavar="PROCESS=COUNT...", help="Such as web=3; 0 is allowed.")],
+    check: CheckOption = None,
+    check_timeout: CheckTimeoutOption = 30.0,
+    drain: DrainOption = 30.0,
+    drain_strict: StrictOption = False,
+) -> None:
+    """Let a runner have so many instances, route to them, and stop those that are too many; stdout: what still runs of these.
+
+    Example: router apps:scale blog web=3
+    """
+    name = existing(router, app)
+    options = engine.Options(check, check_timeout, drain, drain_strict)
+    engine.scale(router, name, engine.counts_of(counts), options, _shown(router))
+
+
+def retire(
+    router: Router, app: AppArgument, addresses: AddressArguments, drain: DrainOption = 30.0, drain_strict: StrictOption = False
+) -> None:
+    """Drain endpoints, remove their lines; stdout: these endpoints, one a line, which may be stopped.
+
+    Example: router apps:retire blog 10.0.0.3:5000 | xargs -r docker stop
+    """
+    options = engine.Options(drain=drain, strict=drain_strict)
+    engine.retire(router, existing(router, app), addresses, options, _shown(router))
+
+
+def drain(
+    router: Router, app: AppArgument, addresses: AddressArguments, drain: DrainOption = 30.0, drain_strict: StrictOption = False
+) -> None:
+    """Send nothing more to endpoints and wait until nothing is left on them; their lines stay, with the word drain.
+
+    Example: router apps:upstreams:drain blog 10.0.0.3:5000
+    """
+    options = engine.Options(drain=drain, strict=drain_strict)
+    engine.drain_endpoints(router, existing(router, app), addresses, options, _shown(router))
+
+
+def _shown(router: Router) -> engine.Show:
+    def show(handover: engine.Handover) -> None:
+        if router.out.is_json:
+            router.out.json(handover.as_json())
+        elif not router.request.dry_run:  # a script stops what is printed
+            for address in handover.still_running:
+                router.out.data(address)
+        router.out.flush()
+
+    return show

@@ -1,0 +1,152 @@
+"""What was served when, how it came about, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nginx_router.errors import NotFound, UsageProblem
+from nginx_router.names import shown
+from nginx_router.properties import lookup
+
+if TYPE_CHECKING:
+    from nginx_router.controller import Router
+    from nginx_router.generations import Index
+
+KEYS = ("generation", "parent", "time", "command", "apps", "serving")
+
+Number = Annotated[str, typer.Argument(metavar="N", help="The generation.")]
+
+
+def list_generations(router: Router) -> None:
+    """The generations that are kept, oldest first: their numbers, one a line.
+
+    Example: router generations:list --format json
+    """
+    numbers = router.generations.numbers()
+    if not router.out.is_json and router.out.key is None:
+        router.out.listing(numbers)
+        return
+    serving = router.serving()
+    router.out.report(KEYS, (_row(router, number, serving) for number in numbers), single=False)
+
+
+def show(
+    router: Router, number: Annotated[str | None, typer.Argument(metavar="N", help="The generation; the current one without.")] = None
+) -> None:
+    """How a generation came about, and the apps that changed in it.
+
+    Example: router generations:show 42 --command
+    """
+    router.out.report(KEYS, (_row(router, n, router.serving()) for n in [_number(router, number)]), single=True)
+
+
+def diff(
+    router: Router,
+    number: Annotated[str | None, typer.Argument(metavar="N", help="The older one; without it, the parent of the newer.")] = None,
+    other: Annotated[str | None, typer.Argument(metavar="M", help="The newer one; the current one without.")] = None,
+) -> None:
+    """What changed between two generations: the files of apps and the server blocks made of them, as a unified diff.
+
+    Example: router generations:diff 41 42
+    """
+    newer = _number(router, other)
+    older = router.generations.manifest(newer).parent if number is None else _number(router, number)
+    before = {} if older is None else _files(router, router.generations.index(older))
+    after = _files(router, router.generations.index(newer))
+    names = [name for name in sorted({*before, *after}) if before.get(name, "") != after.get(name, "")]
+    texts = {name: _unified(name, before.get(name, ""), after.get(name, ""), older, newer) for name in names}
+    if router.out.is_json:
+        router.out.json({"from": older, "to": newer, "files": [{"file": name, "diff": text} for name, text in texts.items()]})
+        return
+    for text in texts.values():
+        router.out.text(text)
+
+
+def roll_back(
+    router: Router,
+    number: Number,
+    apps: Annotated[list[str] | None, typer.Argument(metavar="APP", help="These apps; all that still exist without.")] = None,
+    is_all: Annotated[bool, typer.Option("--all", help="All apps of that generation that still exist.")] = False,
+    endpoints: Annotated[bool, typer.Option("--endpoints", help="Their endpoints of then too; they are checked first.")] = False,
+    check: Annotated[str | None, typer.Option("--check", metavar="/PATH", help="Check endpoints by HTTP GET. Else a TCP connect.")] = None,
+    check_timeout: Annotated[float, typer.Option("--check-timeout", metavar="S", help="Seconds for all checks together.")] = 30.0,
+) -> None:
+    """Give apps the domains, properties and snippets they had in generation N, as a new generation; endpoints stay.
+
+    Example: router generations:rollback 41 blog
+    """
+    from nginx_router.checks import Check
+    from nginx_router.rollback import rollback
+
+    if apps and is_all:
+        raise UsageProblem("APP... or --all, one of them")
+    if check is not None and not endpoints:
+        raise UsageProblem("--check checks endpoints, and those stay as they are", hint="add --endpoints")
+    asked = Check(path=check, timeout=check_timeout) if endpoints else None
+    names = list(dict.fromkeys(apps)) if apps else None
+    router.out.changed(rollback(router, _number(router, number), names, endpoints=endpoints, check=asked), single=bool(names))
+
+
+def prune(
+    router: Router, keep: Annotated[str | None, typer.Option("--keep", metavar="N", help="How many stay; else generations-keep.")] = None
+) -> None:
+    """Remove all but the last generations, and what only they need; never the current one and its parent.
+
+    Example: router generations:prune --keep 10
+    """
+    count = int(router.settings().get("generations-keep") if keep is None else lookup("proxy", "generations-keep").parse(keep))
+    if router.request.dry_run:
+        router.out.say(f"would keep the last {count} of {len(router.generations.numbers())} generations")
+        return
+    with router.locked():
+        gone = router.generations.prune(count)
+    router.out.listing(gone)
+    if not gone:
+        router.out.say("nothing to remove")
+
+
+def _number(router: Router, text: str | None) -> int:
+    if text is None:
+        current = router.generations.current_number()
+        if current is None:
+            raise NotFound("there is no generation yet", hint="router apps:create APP")
+        return current
+    if not text.isdecimal() or not text.isascii():
+        raise UsageProblem(f"{shown(text)} is not the number of a generation", hint="router generations:list")
+    number = int(text)
+    if number not in router.generations.numbers():
+        raise NotFound(f"there is no generation {number}", hint="router generations:list")
+    return number
+
+
+def _row(router: Router, number: int, serving: int | None) -> dict[str, Any]:
+    found = router.generations.manifest(number)
+    return {
+        "generation": found.generation,
+        "parent": found.parent,
+        "time": found.time,
+        "command": found.command,
+        "apps": list(found.apps),
+        "serving": number == serving,
+    }
+
+
+def _files(router: Router, index: Index) -> Mapping[str, str]:
+    """What a generation is made of, by name."""
+    files = {"router.toml": index.config, "DOMAINS": index.global_domains}
+    for name, entry in index.apps.items():
+        texts, _ = router.generations.app_state(entry)
+        files |= {f"apps/{name}/{path}": text for path, text in texts.items()}
+        if entry.vhost:
+            files[f"vhost of {name}"] = router.generations.object(entry.vhost).decode(errors="surrogateescape")
+    return files
+
+
+def _unified(name: str, before: str, after: str, older: int | None, newer: int) -> str:
+    import difflib
+
+    sides = (f"{older or 0:06d}/{name}", f"{newer:06d}/{name}")
+    return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), *sides, lineterm=""))

@@ -1,0 +1,432 @@
+"""What the router costs, beside what it replaces: interleaved rounds on this machine, medians, ratios.
+
+Absolute figures belong to the machine they were measured on; the ratios are what a reader can expect elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BIN = Path(sys.executable).parent
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+NGINX = shutil.which("nginx", path=PATH) or "nginx"
+MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
+
+
+@dataclass
+class Row:
+    what: str
+    router: str
+    beside: str
+    ratio: str
+    bound: str = ""
+
+
+@dataclass
+class Host:
+    """One root with a managed nginx on free loopback ports."""
+
+    root: Path
+    port: int
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def router(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([BIN / "router", *words], env=self.environment, capture_output=True, text=True, timeout=300, check=False)
+        if check and done.returncode:
+            raise SystemExit(f"router {' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def host(apps: int, backend: int = 0) -> Iterator[Host]:
+    """A root with `apps` apps of two domains and one endpoint each, nginx running."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        made = Host(Path(name) / "r", free_port())
+        made.environment = {**os.environ, "ROUTER_ROOT": str(made.root)}
+        made.router("proxy:set", "--global", "bind-address", "127.0.0.1")
+        made.router("proxy:set", "--global", "http-port", str(made.port))
+        for number in range(apps):
+            directory = made.root / f"apps/app{number:05d}"
+            directory.mkdir(parents=True)
+            (directory / "DOMAINS").write_text(f"app{number:05d}.example.com\nwww.app{number:05d}.example.com\n")
+            (directory / "UPSTREAMS").write_text(f"127.0.0.1:{backend or 20000 + number}\n")
+        made.router("reconcile", "--all")
+        made.router("proxy:start")
+        try:
+            yield made
+        finally:
+            made.router("proxy:stop", check=False)
+
+
+@contextlib.contextmanager
+def nginx(directory: Path, conf: str) -> Iterator[Path]:
+    """A hand-made nginx in `directory`."""
+    (directory / "tmp").mkdir(parents=True, exist_ok=True)
+    file = directory / "nginx.conf"
+    file.write_text(conf)
+    subprocess.run([NGINX, "-e", "stderr", "-c", file, "-g", "daemon on;"], check=True, timeout=60)
+    try:
+        yield file
+    finally:
+        pid = int((directory / "nginx.pid").read_text())
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def by_hand(directory: Path, servers: str, *, workers: str = "auto") -> str:
+    """The main and http level of a hand-made nginx: what router's has."""
+    user = "user www-data;" if os.geteuid() == 0 else ""
+    temp = "".join(f"{kind}_temp_path {directory}/tmp/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    log = (
+        'log_format main \'$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "$http_referer" '
+        '"$http_user_agent" $host $upstream_addr $upstream_response_time $request_time $request_id\';'
+    )
+    return f"""{user}
+worker_processes {workers};
+worker_rlimit_nofile 65536;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log warn;
+events {{ worker_connections 32768; }}
+http {{
+access_log off;
+keepalive_timeout 75s;
+server_tokens off;
+server_names_hash_bucket_size 512;
+server_names_hash_max_size 65536;
+{log}
+map $http_upgrade $connection_header {{ default upgrade; "" ""; }}
+{temp}
+{servers}
+}}
+"""
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def timed(words: list[str], environment: dict[str, str]) -> float:
+    # no timeout: with one, CPython looks for the end in growing pauses of up to 50 ms
+    began = time.perf_counter()
+    subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return time.perf_counter() - began
+
+
+def cli_start(rounds: int) -> Iterator[Row]:
+    """`router WORD` against `python -c "import typer"`."""
+    with host(20) as one:
+        words = {
+            "version": ["version"],
+            "help": ["help"],
+            "apps:exists": ["apps:exists", "app00003"],
+            "apps:list": ["apps:list"],
+        }
+        times: dict[str, list[float]] = {name: [] for name in ("typer", *words)}
+        for _ in range(rounds * 5):
+            times["typer"].append(timed([sys.executable, "-c", "import typer"], one.environment))
+            for name, arguments in words.items():
+                times[name].append(timed([str(BIN / "router"), *arguments], one.environment))
+        base = median(times["typer"])
+        for name in words:
+            took = median(times[name])
+            yield Row(
+                f"start: router {name} / import typer", f"{took * 1000:.0f} ms", f"{base * 1000:.0f} ms", f"{took / base:.2f}", "≤ 1.5"
+            )
+
+
+class LastOld(threading.Thread):
+    """Asks with fresh connections, all the time, and remembers when the last old answer came."""
+
+    def __init__(self, port: int, name: str) -> None:
+        super().__init__(daemon=True)
+        self.port, self.host_name = port, name
+        self.stop = threading.Event()
+        self.last_old = 0.0
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            try:
+                connection.request("GET", "/", headers={"Host": self.host_name})
+                new = connection.getresponse().status == 200
+            except (OSError, http.client.HTTPException):
+                new = False
+            finally:
+                connection.close()
+            if not new:
+                self.last_old = time.perf_counter()
+            time.sleep(0.0005)
+
+
+def until_last_old(
+    port: int, name: str, change: list[str] | None, environment: dict[str, str], edit: tuple[Path, str] | None = None
+) -> float:
+    """Seconds from the start of the change until the last answer of the old configuration."""
+    asker = LastOld(port, name)
+    asker.start()
+    time.sleep(0.05)
+    began = time.perf_counter()
+    if edit:
+        edit[0].write_text(edit[1])
+    subprocess.run(change, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+    ended = time.perf_counter()
+    while time.perf_counter() < max(ended + 0.3, asker.last_old + 0.3):
+        time.sleep(0.01)
+    asker.stop.set()
+    asker.join()
+    return max(0.0, asker.last_old - began)
+
+
+def changes(rounds: int) -> Iterator[Row]:
+    """`domains:add` until the last old answer, against a hand edit and `nginx -s reload` timed the same way."""
+    more: dict[int, float] = {}
+    with small_server() as backend:
+        for apps in (10, 100, 1000):
+            with host(apps, backend) as one, tempfile.TemporaryDirectory(prefix="hand-", dir="/tmp", ignore_cleanup_errors=True) as name:
+                hand = Path(name)
+                hand.chmod(0o755)
+                sites = hand / "sites"
+                sites.mkdir()
+                port = free_port()
+                template = (HERE / "bench_vhost.conf").read_text()
+
+                def vhost(number: int, extra: str = "", template: str = template, port: int = port, hand: Path = hand) -> str:
+                    text = template.replace("@BACKEND@", str(backend)).replace("@PORT@", str(port)).replace("@LOG@", str(hand))
+                    text = re.sub(r"\bblog\b(?=[ ;{])", f"app{number:05d}", text).replace("http://blog", f"http://app{number:05d}")
+                    text = text.replace("blog-access", f"app{number:05d}-access").replace("blog-error", f"app{number:05d}-error")
+                    return text.replace("blog.localhost", f"app{number:05d}.example.com www.app{number:05d}.example.com{extra}")
+
+                for number in range(apps):
+                    (sites / f"app{number:05d}.conf").write_text(vhost(number))
+                default = f"server {{ listen 127.0.0.1:{port} default_server; server_name _; access_log off; return 444; }}\n"
+                with nginx(hand, by_hand(hand, f"{default}include {sites}/*.conf;")) as conf:
+                    ours, theirs = [], []
+                    for number in range(rounds):
+                        new = f"new{number}.example.com"
+                        ours.append(until_last_old(one.port, new, [str(BIN / "router"), "domains:add", "app00003", new], one.environment))
+                        extra = "".join(f" new{n}.example.com" for n in range(number + 1))
+                        theirs.append(
+                            until_last_old(
+                                port,
+                                new,
+                                [NGINX, "-e", "stderr", "-s", "reload", "-c", str(conf)],
+                                one.environment,
+                                (sites / "app00003.conf", vhost(3, extra)),
+                            )
+                        )
+                router, beside = median(ours), median(theirs)
+                more[apps] = router - beside
+                yield Row(
+                    f"domains:add until the last old answer, {apps} apps / hand edit and nginx -s reload",
+                    f"{router * 1000:.0f} ms",
+                    f"{beside * 1000:.0f} ms",
+                    f"+{(router - beside) * 1000:.0f} ms",
+                    "≤ +350 ms" if apps == 1000 else "",
+                )
+    yield Row(
+        "domains:add without the reload, 1,000 apps / 10 apps",
+        f"{more[1000] * 1000:.0f} ms",
+        f"{more[10] * 1000:.0f} ms",
+        f"{more[1000] / more[10]:.2f}",
+        "≤ 1.5",
+    )
+
+
+@contextlib.contextmanager
+def small_server(seconds: float = 0.0) -> Iterator[int]:
+    """An HTTP server that answers `ok` after `seconds`; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            time.sleep(seconds)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128
+        daemon_threads = True
+
+    server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def deploys(rounds: int) -> Iterator[Row]:
+    """Whole `apps:deploy` commands whose requests last 150 ms at most, under 15 clients."""
+    with host(20) as one, small_server(0.15) as first, small_server(0.15) as second:
+        one.router("apps:create", "blog")
+        one.router("domains:add", "blog", "blog.localhost")
+        one.router("apps:deploy", "blog", f"127.0.0.1:{first}")
+        stop = threading.Event()
+        failed: list[str] = []
+        count = [0]
+
+        def client() -> None:
+            while not stop.is_set():
+                connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=10)
+                try:
+                    connection.request("GET", "/", headers={"Host": "blog.localhost"})
+                    status = connection.getresponse().status
+                    if status != 200:
+                        failed.append(str(status))
+                    count[0] += 1
+                except (OSError, http.client.HTTPException) as why:
+                    failed.append(repr(why))
+                finally:
+                    connection.close()
+
+        clients = [threading.Thread(target=client, daemon=True) for _ in range(15)]
+        for thread in clients:
+            thread.start()
+        took = []
+        for number in range(max(rounds * 2, 6)):
+            began = time.perf_counter()
+            one.router("apps:deploy", "blog", f"127.0.0.1:{(second, first)[number % 2]}")
+            took.append(time.perf_counter() - began)
+        stop.set()
+        for thread in clients:
+            thread.join()
+        yield Row(
+            f"apps:deploy until the old address is printed, 15 clients, requests of 150 ms ({count[0]} requests)",
+            f"{median(took):.2f} s",
+            "",
+            f"{len(failed)} failed",
+            "≤ 1.2 s, 0 failed",
+        )
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def workers_of(master: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == master and b"worker process" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def requests(rounds: int) -> Iterator[Row]:
+    """CPU of the workers per request, and requests/s, against the hand-written vhost; wrk loads both in turn."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise SystemExit("bench: wrk is missing: sudo apt-get install wrk")
+    with tempfile.TemporaryDirectory(prefix="hand-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        base = Path(name)
+        base.chmod(0o755)
+        (base / "up").mkdir()
+        (base / "hand").mkdir()
+        backend, port = free_port(), free_port()
+        answer = f"server {{ listen 127.0.0.1:{backend}; keepalive_requests 1000000; location / {{ return 200 ok; }} }}"
+        text = (HERE / "bench_vhost.conf").read_text().replace("@BACKEND@", str(backend)).replace("@PORT@", str(port))
+        text = text.replace("@LOG@", str(base / "hand"))
+        with (
+            nginx(base / "up", by_hand(base / "up", answer, workers="1")),
+            nginx(base / "hand", by_hand(base / "hand", text)),
+            host(0) as one,
+        ):
+            one.router("apps:create", "blog")
+            one.router("domains:add", "blog", "blog.localhost")
+            one.router("upstreams:add", "blog", f"127.0.0.1:{backend}")
+            status = json.loads(one.router("status", "--format", "json").stdout)
+            sides = {
+                "router": (one.port, workers_of(status["proxy"]["pid"])),
+                "hand": (port, workers_of(int((base / "hand/nginx.pid").read_text()))),
+            }
+            rate: dict[str, list[float]] = {side: [] for side in sides}
+            cost: dict[str, list[float]] = {side: [] for side in sides}
+            for number in range(rounds + 1):
+                for side in sorted(sides, reverse=bool(number % 2)):
+                    to, pids = sides[side]
+                    before = cpu_seconds(pids)
+                    load = [wrk, "-t1", "-c32", "-d4s", "-H", "Host: blog.localhost", f"http://127.0.0.1:{to}/"]
+                    said = subprocess.run(load, capture_output=True, text=True, check=True, timeout=60).stdout
+                    used = cpu_seconds(pids) - before
+                    done = re.search(r"(\d+) requests in", said)
+                    speed = re.search(r"Requests/sec:\s+([\d.]+)", said)
+                    if "Non-2xx" in said or not done or not speed:
+                        raise SystemExit(f"bench: {side} did not answer well:\n{said}")
+                    if number:  # the first round warms up
+                        rate[side].append(float(speed[1]))
+                        cost[side].append(used / int(done[1]) * 1e6)
+    cpu = median([a / b for a, b in zip(cost["router"], cost["hand"], strict=True)])
+    speed_ratio = median([a / b for a, b in zip(rate["router"], rate["hand"], strict=True)])
+    ours, theirs = median(cost["router"]), median(cost["hand"])
+    yield Row("CPU per request / hand-written vhost", f"{ours:.1f} µs", f"{theirs:.1f} µs", f"{cpu:.2f}", "≤ 1.05")
+    ours, theirs = median(rate["router"]), median(rate["hand"])
+    yield Row("requests per second / hand-written vhost", f"{ours:,.0f}", f"{theirs:,.0f}", f"{speed_ratio:.2f}")
+
+
+PARTS = {"cli": cli_start, "change": changes, "deploy": deploys, "request": requests}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the router beside what it replaces.")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="also write the table into docs/performance.md")
+    options = parser.parse_args()
+    rows = []
+    print(f"{'what':<88} {'router':>9} {'beside':>9} {'ratio':>10}  bound")
+    for part in options.only.split(","):
+        for row in PARTS[part](options.rounds):
+            rows.append(row)
+            print(f"{row.what:<88} {row.router:>9} {row.beside:>9} {row.ratio:>10}  {row.bound}", flush=True)
+    if options.write:
+        page = HERE.parent / "docs/performance.md"
+        table = ["| what | router | beside | ratio | bound |", "|---|---|---|---|---|"]
+        table += [f"| {r.what} | {r.router} | {r.beside} | {r.ratio} | {r.bound} |" for r in rows]
+        text = page.read_text()
+        head, _, rest = text.partition(MARKS[0])
+        page.write_text(f"{head}{MARKS[0]}\n" + "\n".join(table) + f"\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+
+
+if __name__ == "__main__":
+    main()
