@@ -18,6 +18,7 @@ from .model import App, Facts
 from .names import endpoint_line
 
 if TYPE_CHECKING:
+    from .candidate import Applied
     from .controller import Outcome, Router
 
 #: How long names may take to resolve, in all.
@@ -47,7 +48,7 @@ _NOTIFIES = {
 
 def gate_hooks(event: Event) -> list[str]:
     """The gate hooks of an event."""
-    return [hook for hook in [_GATES.get(event.action)] if hook]
+    return _hooks(_GATES, event)
 
 
 def payload(event: Event, before: App | None) -> dict[str, Any]:
@@ -76,6 +77,11 @@ def payload(event: Event, before: App | None) -> dict[str, Any]:
     return told
 
 
+def _hooks(table: Mapping[str, str], event: Event) -> list[str]:
+    creates = event.args.get("create") and not event.args.get("existed", True)
+    return [table[action] for action in (["create"] if creates else []) + [event.action] if action in table]
+
+
 class Asking:
     """What one command asks before and tells after."""
 
@@ -83,7 +89,7 @@ class Asking:
         self.router, self._gated = router, gated
         self._candidate = router.rehearsal()
         self._told: dict[int, dict[str, Any]] = {}
-        self._kinds: dict[int, str] = {}
+        self._applied: dict[int, Applied] = {}
 
     def prepare(self, event: Event, *, independent: bool) -> Event:
         """The event with its facts, applied to a rehearsal.
@@ -112,7 +118,7 @@ class Asking:
         validate(candidate, plane, candidate.changes_vhosts)
         for line in candidate.difference():
             router.request.show(line)
-        kinds = set(self._kinds.values())
+        kinds = {applied.kind for applied in self._applied.values()}
         kind = next((k for k in ("structure", "endpoints") if k in kinds), "nothing")
         master = plane.master()
         how = "nothing to reload" if kind == "nothing" else f"{kind}: one reload" if master else f"{kind}: the proxy is stopped"
@@ -120,15 +126,23 @@ class Asking:
             how += f", which touches {plane.client_connections(master)} client connections"
         router.request.say(f"dry run, nothing was changed ({how})")
         number = candidate.base.number if candidate.base else None
-        return [Outcome(e, e.app, number, router.serving(), self._kinds.get(n, "nothing")) for n, e in enumerate(events)]
+        serving = router.serving()
+        return [
+            Outcome(event, event.app, number, serving, applied.kind, answer=applied.edit.answer)
+            for n, event in enumerate(events)
+            if (applied := self._applied.get(n))
+        ]
 
     def notify(self, outcomes: Sequence[Outcome]) -> None:
         """Tell plugins what was done."""
         plugins = self.router.plugins
         for n, outcome in enumerate(outcomes):
-            hook = _NOTIFIES.get(outcome.event.action)
-            if outcome.error is None and hook and n in self._told and plugins.has(hook):
-                plugins.notify(hook, self.router._signed(self._told[n]))
+            if outcome.error is not None or n not in self._told:
+                continue
+            for hook in _hooks(_NOTIFIES, outcome.event):
+                if plugins.has(hook):
+                    for told in _each_count(hook, outcome.event, self._told[n]):
+                        plugins.notify(hook, self.router._signed(told))
         done = [o for o in outcomes if o.error is None and o.generation is not None and o.kind != "nothing"]
         if done and plugins.has("post-apply"):
             kind = next((k for k in ("structure", "endpoints") if any(o.kind == k for o in done)), "nothing")
@@ -168,7 +182,7 @@ class Asking:
         }
         event = replace(event, facts=facts)
         applied = self._candidate.apply(event)
-        self._kinds[place] = applied.kind
+        self._applied[place] = applied
         if applied.kind != "nothing" and plugins.has("pre-apply"):
             for name in applied.apps:
                 rendered = self._candidate.changed.get(name)
@@ -219,6 +233,13 @@ class Asking:
         for thread in threads:
             thread.join(RESOLVE_SECONDS / len(threads))
         return dict(found)
+
+
+def _each_count(hook: str, event: Event, told: dict[str, Any]) -> list[dict[str, Any]]:
+    # a scale of several processes is told once for each: argv holds one PROCESS and one COUNT
+    if hook != "post-scale":
+        return [told]
+    return [{**told, "process": process, "count": count} for process, count in event.args.get("counts", {}).items()]
 
 
 def _ip(word: str, plugin: str) -> str:

@@ -151,6 +151,18 @@ class Router:
             if self.plugins.has(hook):
                 self.plugins.gate(hook, self._signed(payload(event, self.app_or_none(event.app))))
 
+    @contextlib.contextmanager
+    def journalled(self, event: Event) -> Iterator[None]:
+        """What fails inside, before `change` is asked, leaves its journal line too (gates and checks of a deploy)."""
+        began = time.monotonic()
+        try:
+            yield
+        except RouterError as why:
+            if not self.request.dry_run:
+                self._prepare_root()
+                self._journal([event], [], why, time.monotonic() - began)
+            raise
+
     def app_or_none(self, name: str | None) -> App | None:
         """An app as its directory says it; None where there is none or it cannot be read."""
         try:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import checks, drain, lines, runners, sockets
+from . import checks, drain, runners, sockets
 from .arguments import default_domains
 from .checks import Check
 from .drain import Drained
@@ -28,7 +28,8 @@ from .errors import Busy, Conflict, NotDrained, UsageProblem
 from .events import Event
 from .files import FileLock
 from .model import UPSTREAMS
-from .names import WEB, Address, Endpoint, address, app_name, endpoint_argument, endpoint_line, process_name, shown
+from .names import WEB, Address, Endpoint, address, app_name, endpoint_argument, process_name, shown
+from .upstreams import endpoint_lines
 
 if TYPE_CHECKING:
     from .controller import Outcome, Router
@@ -129,8 +130,9 @@ def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Sho
     began = time.monotonic()
     with _turn(router, app), _Signals() as signals:
         event = _takeover(router, app, wanted, options)
-        router.gate(event)
-        _check(router, event, options)
+        with router.journalled(event):
+            router.gate(event)
+            _check(router, event, options)
         swap = _swap(router, event, "deployed", options, signals)
         _tell_retired(router, app, swap.retired)
         show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
@@ -151,14 +153,17 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
     with _turn(router, app), _Signals() as signals:
         now = {process: [e.address.text for e in router.app(app).of_process(process)] for process in counts}
         for process, count in counts.items():
-            router.gate(_takeover(router, app, {process: now[process]}, options, {process: count}))
+            event = _takeover(router, app, {process: now[process]}, options, {process: count})
+            with router.journalled(event):
+                router.gate(event)
         if router.request.dry_run:
             router.request.say(f"would ask the runner for {' '.join(f'{p}={n}' for p, n in counts.items())}")
             return
         with runners.stopping_unused(router, app) as started:
             wanted = {process: runners.start(router, app, process, count, now[process], started) for process, count in counts.items()}
             event = _takeover(router, app, wanted, options, counts)
-            _check(router, event, options)
+            with router.journalled(event):
+                _check(router, event, options)
             swap = _swap(router, event, "scaled", options, signals)
         _tell_retired(router, app, swap.retired)
         show(swap.handover(app, began, retired=swap.retired, still_running=runners.stop(router, app, swap.retired)))
@@ -261,14 +266,9 @@ def _takeover(router: Router, app: str, wanted: Wanted, options: Options, counts
         args |= {"create": True, "domains": default_domains(router, app)}
     if counts is not None:
         args["counts"] = dict(counts)
-    args["expected"] = {process: _lines_of(router, app, process) for process in wanted}
+    text = (router.store.texts(app) or {}).get(UPSTREAMS, "")
+    args["expected"] = {process: endpoint_lines(text, process) for process in wanted}
     return Event("deploy" if counts is None else "scale", app, args)
-
-
-def _lines_of(router: Router, app: str, process: str) -> list[str]:
-    entries = [entry for _, entry in lines.entries((router.store.texts(app) or {}).get(UPSTREAMS, ""))]
-    # of two lines with one address the second counts, here as in the parse
-    return list({e.address.text: entry for entry in entries for e in [endpoint_line(entry)] if e.process == process}.values())
 
 
 def _check(router: Router, event: Event, options: Options) -> None:

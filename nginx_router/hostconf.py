@@ -18,6 +18,8 @@ from .errors import UsageProblem
 from .model import Globals, HostFacts
 from .names import listener
 
+#: How many files nginx may hold open, where the host lets it.
+MOST_FILES = 65536
 _DEPTH = 10
 
 
@@ -49,7 +51,7 @@ def read(conf: Path, root: Path, binary: str) -> HostConf:
 
 def facts(root: Path, settings: Globals, previous: HostFacts | None, host: HostConf | None) -> HostFacts:
     """What a generation must know of this host."""
-    nofile = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
+    nofile = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], MOST_FILES)
     has = []
     if host is not None:
         for name, args in host.http:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -231,17 +233,20 @@ class Nginx:
         self._note_proof("")
         command = self.settings.get("reload-command")
         if self.is_host_mode and command:
-            done = subprocess.run(command.split(), capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60, check=False)
         else:
             conf = self.conf if self.is_host_mode else self._write_signal_conf()
             done = self._run(["-s", "reload", "-c", str(conf), "-p", f"{conf.parent}/"], timeout=60)
         if done.returncode != 0:
+            log.close()
             raise ReloadFailed(f"the reload failed: {_words(done.stderr.splitlines())}", hint=f"its log: {self.error_log}")
         try:
             self._prove(master, old, facts, probe, log)
         except _Kept:
             self._note_proof(before)
             raise
+        finally:
+            log.close()
         self._note_proof(probe or "")
         return Reloaded(tuple((w.pid, w.started) for w in old if is_alive(w.pid, w.started)), touched)
 
@@ -335,6 +340,9 @@ class Nginx:
         return path
 
     def _run(self, arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        # the master opens two logs an app before it sets any limit of its own, and the usual soft limit is 1024
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, hostconf.MOST_FILES), hard))
         # -e: before the configuration is read, messages would go to the built-in log, which a plain user cannot open
         try:
             return subprocess.run(
@@ -364,6 +372,11 @@ class _LogTail:
             self._file.seek(0, os.SEEK_END)
         self._seen: list[tuple[int, str]] = []
         self._rest = b""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file:
+            self._file.close()
 
     def messages(self, pid: int) -> list[str]:
         """`[level] text` of every line that process `pid` wrote."""

@@ -198,7 +198,11 @@ def _subject(outcome: Outcome) -> str:
 
 def _answer(outcome: Outcome) -> dict[str, Any]:
     keys = ("generation", "serving", "kind", "reloads", "closed_connections", "seconds")
-    answer = {"app": outcome.event.args.get("new") or outcome.app} | {key: getattr(outcome, key) for key in keys} | {"notes": list(outcome.notes)}
+    answer = (
+        {"app": outcome.event.args.get("new") or outcome.app}
+        | {key: getattr(outcome, key) for key in keys}
+        | {"notes": list(outcome.notes)}
+    )
     return answer | ({"problem": outcome.error.message, "exit": outcome.error.exit_code} if outcome.error else {})
 
 

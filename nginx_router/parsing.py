@@ -183,11 +183,14 @@ class _Typer(_Reader):
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         app.command(add_help_option=False)(capture)
         self._command: Any = typer.main.get_command(app)
-        found = self._command.params
+        found: list[Any] = self._command.params
         self.options = frozenset(option for p in found for option in (*p.opts, *p.secondary_opts) if option.startswith("-"))
         self.rows = [
-            (f"{p.opts[0]} {p.metavar or ''}".rstrip() if p.param_type_name == "option" else p.metavar or p.name.upper(), p.help or "")
-            for p in found
+            (
+                f"{each.opts[0]} {each.metavar or ''}".rstrip() if each.opts[0].startswith("-") else each.metavar or each.name.upper(),
+                each.help or "",
+            )
+            for each in found
         ]
 
     def read(self, args: Sequence[str]) -> dict[str, Any]:

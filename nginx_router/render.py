@@ -255,7 +255,7 @@ def _upstream(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) ->
     only_backups = all(e.backup or e.down for e in serving)
     servers: dict[str, dict[str, str]] = {}
     for e in sorted(serving):
-        for address in addresses_of(e, facts):
+        for address in addresses_of(app.name, e, facts):
             # two names of one instance make one server: it has no two shares of the rotation
             servers.setdefault(
                 address, {"address": address, "flags": _flags(e, only_backups), "named": "" if e.address.is_literal else e.address.host}
@@ -270,7 +270,7 @@ def _upstream(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) ->
     }
 
 
-def addresses_of(endpoint: Endpoint, facts: Facts) -> list[str]:
+def addresses_of(app: str, endpoint: Endpoint, facts: Facts) -> list[str]:
     """Where nginx connects to for an endpoint: resolved at apply time, so that a name can never keep nginx from booting.
 
     Raises:
@@ -280,7 +280,11 @@ def addresses_of(endpoint: Endpoint, facts: Facts) -> list[str]:
         return [endpoint.address.text]
     found = facts.resolved.get(endpoint.address.host)
     if not found:
-        raise UsageProblem(f"the host name of endpoint {endpoint.address} does not resolve", hint=f"getent ahosts {endpoint.address.host}")
+        raise UsageProblem(
+            f"app {app}: the host name of endpoint {endpoint.address} does not resolve",
+            hint=f"getent ahosts {endpoint.address.host}",
+            app=app,
+        )
     return [endpoint.address.at(ip) for ip in sorted(found)]
 
 

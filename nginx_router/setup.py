@@ -29,9 +29,7 @@ def install(router: Router, conf: Path) -> str:
         ReloadFailed: nginx did not take the include up; everything is as before.
     """
     settings = router.settings()
-    managed = router.plane()
-    if not managed.is_host_mode and (managed.master() is not None or managed.wanted()):
-        raise Conflict("router's own nginx runs", hint="router proxy:stop")
+    refuse_switch(router, "host")
     text = _text(conf)
     own = _include(router)
     if settings.is_host_mode and settings.get("nginx-conf") == str(conf) and own in text and router.paths.wanted.exists():
@@ -81,6 +79,19 @@ def remove(router: Router) -> str:
     router.paths.wanted.unlink(missing_ok=True)
     _set(router, None, None)
     return f"{conf} does not include router any more"
+
+
+def refuse_switch(router: Router, mode: str) -> None:
+    """Make sure that the mode can become `mode`: a change of it would leave the nginx that serves alone.
+
+    Raises:
+        Conflict: router's own nginx runs, or the distribution's includes router.
+    """
+    plane = router.plane()
+    if mode == "host" and not plane.is_host_mode and (plane.master() is not None or plane.wanted()):
+        raise Conflict("router's own nginx runs", hint="router proxy:stop, then sudo router setup")
+    if mode != "host" and plane.host is not None and plane.host.includes_router:
+        raise Conflict(f"{plane.conf} includes router", hint="sudo router setup --remove")
 
 
 def _set(router: Router, mode: str | None, conf: str | None) -> None:

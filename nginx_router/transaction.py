@@ -21,6 +21,7 @@ kill -9 therefore leaves old or new, never half; the boundary is the commit.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -170,7 +171,8 @@ class Transaction:
         faults.step("answered")
         self.store.clear_intent()
         self._mark(batch)
-        if done.number is not None:
+        # what cannot be pruned now is pruned after a later change; this one is served
+        with contextlib.suppress(StateCorrupt, OSError):
             self.generations.prune(int(batch.candidate.settings.get("generations-keep")))
 
     def _apply(self, base: Index | None, batch: _Batch) -> _Done:

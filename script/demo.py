@@ -299,6 +299,7 @@ def free_port() -> int:
     """8080 if nobody has it, else one that nobody has, below those that the kernel gives to clients."""
     for port in range(8080, 32000, 97):
         with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier demo may linger
             probe.bind(("127.0.0.1", port))
             return port
     raise Broken("no free port")

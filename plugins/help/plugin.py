@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import nginx_router
-from nginx_router.commands import alias, find, nouns, of_noun, usage
+from nginx_router.commands import find, nouns, of_noun, usage
 from nginx_router.errors import UsageProblem
 
 if TYPE_CHECKING:

@@ -76,8 +76,12 @@ def set_property(
 
     Example: router proxy:set --global http-port 8080
     """
+    from nginx_router import setup
+
     if not is_global:
         raise UsageProblem("the settings of the proxy are the host's", hint="usage: router proxy:set --global KEY [VALUE]")
+    if key == "mode":
+        setup.refuse_switch(router, value or "managed")
     change(router, [property_event(TABLE, None, key, value)])
 
 

@@ -95,6 +95,9 @@ class FakeRouter:
     def plane(self) -> Any:
         return SimpleNamespace(master=lambda: None, workers=lambda: [])
 
+    def journalled(self, event: Event) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def gate(self, event: Event) -> None:
         self.steps.append(f"gate {event.action}")
         self.refuse(event)

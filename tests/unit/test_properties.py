@@ -90,4 +90,6 @@ def test_a_plugin_declares_its_properties_by_type() -> None:
 def test_the_tables_are_what_set_and_report_offer() -> None:
     assert set(PROPERTIES) == {"nginx", "proxy"}
     assert {"client-max-body-size", "proxy-read-timeout", "proxy-keepalive"} <= set(PROPERTIES["nginx"])
-    assert {"http-port", "https-port", "bind-address", "nginx-binary", "nginx-conf", "reload-command", "updates"} <= set(PROPERTIES["proxy"])
+    assert {"http-port", "https-port", "bind-address", "nginx-binary", "nginx-conf", "reload-command", "updates"} <= set(
+        PROPERTIES["proxy"]
+    )

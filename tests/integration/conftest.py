@@ -1,0 +1,372 @@
+"""A root with a real nginx, real backends and real `router` processes: what the tests of the promises stand on."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nginx_router.generations import Generations
+from nginx_router.processes import all_pids, children, command_line, is_alive, open_files
+from nginx_router.settings import Paths
+from nginx_router.store import Store
+
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+ROUTER = Path(sys.executable).with_name("router")
+
+
+def until(said: Callable[[], object], seconds: float = 10.0, what: str = "it") -> None:
+    """Wait until `said` is true."""
+    deadline = time.monotonic() + seconds
+    while not said():
+        assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s"
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float = 0.0
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def __str__(self) -> str:
+        return f"exit {self.code}\n{self.out}{self.err}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request came to; status 0: the connection was closed without an answer."""
+
+    status: int
+    body: str = ""
+    headers: Mapping[str, str] = ()  # type: ignore[assignment]  # only read by name, in lower case
+
+
+class Command:
+    """A `router` process that runs."""
+
+    def __init__(self, argv: Iterable[str], environment: Mapping[str, str]) -> None:
+        self.argv = [str(word) for word in argv]
+        self._began = time.monotonic()
+        self.process = subprocess.Popen(
+            [str(ROUTER), *self.argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            cwd="/",
+        )
+
+    def wait(self, seconds: float = 60.0) -> Result:
+        try:
+            out, err = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, err = self.process.communicate()
+            raise AssertionError(f"router {' '.join(self.argv)} did not end within {seconds:g} s\n{out}{err}") from None
+        return Result(self.process.returncode, out, err, time.monotonic() - self._began)
+
+
+class Root:
+    """One ROUTER_ROOT and the commands that are given on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = Paths(root)
+        self.store, self.generations = Store(self.paths), Generations(self.paths)
+        self.commands: list[Command] = []
+
+    def begin(self, *argv: object, **environment: str) -> Command:
+        """Start a command and do not wait for it; `environment` is added to ours."""
+        command = Command(map(str, argv), {"ROUTER_ROOT": str(self.paths.root), **environment})
+        self.commands.append(command)
+        return command
+
+    def __call__(self, *argv: object, seconds: float = 60.0, **environment: str) -> Result:
+        """Run a command."""
+        return self.begin(*argv, **environment).wait(seconds)
+
+    def done(self, *argv: object, **environment: str) -> Result:
+        """Run a command that must succeed."""
+        result = self(*argv, **environment)
+        assert result.code == 0, f"router {' '.join(map(str, argv))}: {result}"
+        return result
+
+    def write(self, path: str, text: str) -> Path:
+        """Write a file of the root by hand."""
+        file = self.paths.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def app(self, name: str, domains: Iterable[str] = (), endpoints: Iterable[object] = (), **files: str) -> None:
+        """Make an app by hand; `reconcile` takes it up."""
+        self.write(f"apps/{name}/DOMAINS", "".join(f"{d}\n" for d in domains))
+        self.write(f"apps/{name}/UPSTREAMS", "".join(f"{e}\n" for e in endpoints))
+        for path, text in files.items():
+            self.write(f"apps/{name}/{path}", text)
+
+    def snippet(self, app: str, text: str) -> Path:
+        """Write a snippet of an app by hand."""
+        return self.write(f"apps/{app}/nginx.conf.d/own.conf", text)
+
+    def plugin(self, name: str, manifest: str = "", **hooks: str) -> Path:
+        """Install a plugin of executables; `nginx_server_snippet="text of a shell script"`."""
+        directory = self.paths.plugins / name
+        self.write(f"plugins/{name}/plugin.toml", f'[plugin]\nname = "{name}"\n{manifest}')
+        for hook, script in hooks.items():
+            file = self.write(f"plugins/{name}/{hook.replace('_', '-')}", f"#!/bin/sh\n{script}\n")
+            file.chmod(0o755)
+        return directory
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Every line of the journal; each must be whole."""
+        return [json.loads(line) for line in self.paths.journal.read_text().splitlines()]
+
+    def queued(self) -> int:
+        """How many commands wait for the host lock."""
+        return sum(name.endswith(".json") and not name.startswith(".") for name in os.listdir(self.paths.queue))
+
+    def files(self) -> dict[str, bytes]:
+        """What scripts and people may edit, byte for byte; a directory ends in /."""
+        found = {}
+        for top in ("apps", "router.toml", "DOMAINS"):
+            start = self.paths.root / top
+            for path in [start, *(start.rglob("*") if start.is_dir() else [])]:
+                if path.is_symlink() or path.is_file():
+                    found[str(path.relative_to(self.paths.root))] = path.read_bytes()
+                elif path.is_dir():
+                    found[f"{path.relative_to(self.paths.root)}/"] = b""
+        return found
+
+    def kept(self) -> tuple[object, ...]:
+        """All that a change may leave behind: directories, objects, generations, `current`, the queue, the intent."""
+        names = [sorted(os.listdir(p)) for p in (self.paths.objects, self.paths.generations, self.paths.queue)]
+        left = [p.name for p in self.paths.run.glob("validate-*")]
+        return self.files(), *names, os.readlink(self.paths.current), left, self.paths.intent.exists()
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """What happens meanwhile leaves no trace, save in the journal and in logs."""
+        before = self.kept()
+        yield
+        assert self.kept() == before
+
+    def is_consistent(self) -> None:
+        """What the directories say, what `current` says and what is kept are one thing, and nothing is half done."""
+        index = self.generations.current()
+        assert index is not None
+        assert not self.paths.intent.exists()
+        assert not list(self.paths.run.glob("validate-*"))
+        assert not [n for n in os.listdir(self.paths.queue) if not n.endswith(".json")]
+        assert self.store.names() == sorted(index.apps), "the directories are the apps of the current generation"
+        for name, entry in index.apps.items():
+            texts, _ = self.generations.app_state(entry)
+            assert self.store.texts(name) == texts, f"the files of {name} are what the current generation was made of"
+            for sha in (entry.vhost, *entry.objects):
+                assert sha is None or self.generations.object(sha)
+        assert self.store.globals() == (index.config, index.global_domains)
+        assert max(self.generations.numbers()) == index.number, "no generation was left behind that nothing points to"
+        odd = [str(p) for p in self.paths.root.rglob("*.tmp")] + [str(p) for p in self.paths.apps.glob(".*")]
+        assert not odd, "nothing temporary is left"
+        self.journal()
+
+    def end(self) -> None:
+        """End what still runs."""
+        for command in self.commands:
+            if command.process.poll() is None:
+                command.process.kill()
+            for pipe in (command.process.stdout, command.process.stderr):
+                assert pipe
+                pipe.close()
+            command.process.wait(10)
+
+
+class Live(Root):
+    """A root whose nginx runs, on a port of its own."""
+
+    def __init__(self, root: Path, port: int) -> None:
+        super().__init__(root)
+        self.port = port
+
+    def get(self, host: str, path: str = "/", port: int | None = None, **headers: str) -> Answer:
+        """Ask nginx over a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=10)
+        try:
+            connection.request("GET", path, headers={"Host": host, **headers})
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.read().decode(errors="replace"), {k.lower(): v for k, v in answer.getheaders()})
+        except (http.client.RemoteDisconnected, ConnectionResetError):
+            return Answer(0)
+        finally:
+            connection.close()
+
+    @property
+    def master(self) -> int | None:
+        """The pid of the master, if it runs."""
+        try:
+            pid = int((self.paths.run / "nginx.pid").read_text())
+        except (OSError, ValueError):
+            return None
+        return pid if is_alive(pid) else None
+
+    def workers(self) -> list[int]:
+        """The workers that accept."""
+        master = self.master
+        found = children(master) if master else []
+        return [pid for pid in found if (title := command_line(pid)).startswith("nginx: worker") and "shutting down" not in title]
+
+    def processes(self) -> list[int]:
+        """Every process of this root's nginx, orphans too."""
+        found = []
+        for pid in all_pids():
+            title = command_line(pid)
+            mine = str(self.paths.root) in title or any(str(self.paths.root) in file for file in open_files(pid))
+            if title.startswith("nginx: ") and mine:
+                found.append(pid)
+        return found
+
+    def serves_current(self) -> None:
+        """`status` says that all is well and that nginx answers with the current generation."""
+        result = self("status", "--format", "json")
+        assert result.code == 0, result
+        status = result.json
+        assert status["serving"] == status["generation"] == self.generations.current_number(), status
+        assert status["problems"] == [] and status["stale"] == [], status
+
+    def end(self) -> None:
+        super().end()
+        left = self.processes()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 15)
+        until(lambda: not any(is_alive(pid) for pid in left), 15, "the end of nginx")
+
+
+class Backend:
+    """A small HTTP server: it answers with its name, keeps connections, and remembers when it was asked."""
+
+    def __init__(self, name: str, port: int = 0) -> None:
+        self.name = name
+        self.asked: list[float] = []
+        self._answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s" % (len(name), name.encode())
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
+        self._connections: set[socket.socket] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    def __str__(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        """As by `docker kill`: it is gone with every connection."""
+        with self._lock:
+            self._closed = True
+            connections = list(self._connections)
+        for one in (self._listener, *connections):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                if self._closed:
+                    connection.close()
+                    continue
+                self._connections.add(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        rest = b""
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while data := connection.recv(65536):
+                rest += data
+                while b"\r\n\r\n" in rest:
+                    rest = rest.partition(b"\r\n\r\n")[2]
+                    self.asked.append(time.monotonic())
+                    connection.sendall(self._answer)
+        with self._lock:
+            self._connections.discard(connection)
+        connection.close()
+
+
+@pytest.fixture
+def router(router_root: Path) -> Iterator[Root]:
+    """Run commands as users do, each in a process of its own; nothing is started."""
+    root = Root(router_root)
+    yield root
+    root.end()
+
+
+@pytest.fixture
+def live(router_root: Path, free_port: Callable[[], int]) -> Iterator[Live]:
+    """A root whose managed nginx runs; at the end nothing of it is left."""
+    if NGINX is None:
+        pytest.skip("no nginx on this machine")
+    root = Live(router_root, free_port())
+    root.write("router.toml", f'[proxy]\nbind-address = "127.0.0.1"\nhttp-port = {root.port}\n')
+    try:
+        root.done("proxy:start")
+        yield root
+    finally:
+        root.end()
+
+
+@pytest.fixture
+def backend() -> Iterator[Callable[..., Backend]]:
+    """Start backends that answer with their names."""
+    started: list[Backend] = []
+
+    def start(name: str) -> Backend:
+        started.append(Backend(name))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+@pytest.fixture
+def two_apps(live: Live, backend: Callable[..., Backend]) -> Live:
+    """blog and shop, each with a domain and an instance that answers with the app's name."""
+    live.app("blog", ["blog.test"], [backend("blog")])
+    live.app("shop", ["shop.test"], [backend("shop")])
+    live.done("reconcile")
+    assert (live.get("blog.test").body, live.get("shop.test").body) == ("blog", "shop")
+    return live
