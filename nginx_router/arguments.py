@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import NotFound, UsageProblem, nearest
@@ -100,11 +100,6 @@ def apps_or_all(router: Router, apps: Sequence[str], *, is_all: bool) -> list[st
     if apps and is_all:
         raise UsageProblem("APP... or --all, one of them")
     return [existing(router, app) for app in dict.fromkeys(apps)] if apps else None
-
-
-def each(router: Router, app: str | None) -> Iterator[str]:
-    """`chosen`, but not before the first is asked for."""
-    yield from chosen(router, app)
 
 
 def last_good(router: Router, name: str) -> tuple[App, str | None]:

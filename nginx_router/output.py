@@ -83,6 +83,8 @@ class Output:
             UsageProblem: the report has no such key; the nearest is named.
         """
         known = list(keys)
+        if self.key not in (None, *known) and str(self.key).replace("-", "_") in known:
+            self.key = str(self.key).replace("-", "_")  # options have dashes everywhere else
         if self.key is not None and self.key not in known:
             options = [f"--{key}" for key in known]
             wanted = f"--{self.key}"

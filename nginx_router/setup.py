@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import hostconf
+from . import hostconf, proxy
 from .controller import Router
 from .errors import Conflict, NginxRejected, NotFound, RouterError, UsageProblem
 from .events import Event
@@ -33,7 +33,8 @@ def install(router: Router, conf: Path) -> str:
     text = _text(conf)
     own = _include(router)
     if settings.is_host_mode and settings.get("nginx-conf") == str(conf) and own in text and router.paths.wanted.exists():
-        router.reload_proxy() if router.plane().master() else None
+        if router.plane().master() is not None:
+            proxy.reload(router)
         return f"{conf} includes {router.paths.current}/router.conf already"
     plane = _host_plane(router, conf)
     _accept(plane, conf, "before anything was changed")
@@ -48,7 +49,7 @@ def install(router: Router, conf: Path) -> str:
             with _undone(lambda: router.paths.wanted.unlink(missing_ok=True)):
                 running = router.plane().master() is not None
                 if running:
-                    router.reload_proxy()
+                    proxy.reload(router)
                 else:
                     router.paths.wanted.unlink()
     if not running:
@@ -100,8 +101,8 @@ def _set(router: Router, mode: str | None, conf: str | None) -> None:
 
 
 def _host_plane(router: Router, conf: Path) -> Nginx:
-    proxy = {**router.settings().proxy, "mode": "host", "nginx-conf": str(conf)}
-    return Nginx(router.paths, Globals(proxy=proxy))
+    values = {**router.settings().proxy, "mode": "host", "nginx-conf": str(conf)}
+    return Nginx(router.paths, Globals(proxy=values))
 
 
 def _accept(plane: Nginx, conf: Path, when: str) -> None:

@@ -265,7 +265,10 @@ class Transaction:
             return
         if plane.is_host_mode:
             raise ProxyDown("nginx should run and does not", hint=plane.start_line())
-        plane.start(base.facts, base.probe)
+        try:
+            plane.start(base.facts, base.probe)
+        except ProxyDown as why:
+            raise ProxyDown(why.message, hint=f"mend that, then: {plane.start_line()}") from None
 
     def _divide(self, batch: _Batch, why: RouterError | OSError) -> None:
         """Find out which unit the failure belongs to; the others are applied without it."""

@@ -383,8 +383,8 @@ def main() -> int:
             save(demo.table(), options.svg)
         console.print(f"done in {time.monotonic() - began:.0f} s")
         if options.keep:
+            kept_up = True  # before the words that tell how to end it
             print(demo.hints(), flush=True)
-            kept_up = True
             while True:
                 signal.pause()
     except (Broken, TimeoutError, subprocess.TimeoutExpired) as why:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nginx_router import proxy
 from nginx_router.arguments import apps_or_all, change, property_event
 from nginx_router.errors import NginxRejected, ProxyDown, ReloadFailed, UsageProblem
 from nginx_router.properties import PROPERTIES, lookup
@@ -25,7 +26,7 @@ def start(router: Router) -> None:
     Example: router proxy:start
     """
     if not _rehearsed(router, "start nginx"):
-        _done(router, "proxy started" if router.start_proxy() else "the proxy runs already")
+        _done(router, "proxy started" if proxy.start(router) else "the proxy runs already")
 
 
 def stop(router: Router) -> None:
@@ -34,7 +35,7 @@ def stop(router: Router) -> None:
     Example: router proxy:stop
     """
     if not _rehearsed(router, "stop nginx"):
-        _done(router, "proxy stopped" if router.stop_proxy() else "the proxy is stopped already")
+        _done(router, "proxy stopped" if proxy.stop(router) else "the proxy is stopped already")
 
 
 def reload(router: Router) -> None:
@@ -43,7 +44,7 @@ def reload(router: Router) -> None:
     Example: router proxy:reload
     """
     if not _rehearsed(router, "reload nginx"):
-        _done(router, f"nginx serves generation {router.reload_proxy()}")
+        _done(router, f"nginx serves generation {proxy.reload(router)}")
 
 
 def proxy_status(router: Router) -> None:
@@ -51,7 +52,7 @@ def proxy_status(router: Router) -> None:
 
     Example: router proxy:status --running
     """
-    found = router.status()
+    found = proxy.status(router)
     router.out.report(PROXY_KEYS, iter([found["proxy"]]), single=True)
     if _is_down(found):
         raise SystemExit(ProxyDown.exit_code)
@@ -105,7 +106,7 @@ def status(router: Router) -> None:
 
     Example: router status --problems
     """
-    found = router.status()
+    found = proxy.status(router)
     router.out.report(STATUS_KEYS, iter([{key: found[key] for key in STATUS_KEYS}]), single=True)
     if _is_down(found):
         raise SystemExit(ProxyDown.exit_code)
@@ -147,7 +148,7 @@ def _rehearsed(router: Router, what: str) -> bool:
 
 def _done(router: Router, what: str) -> None:
     if router.out.is_json:
-        found = router.status()
+        found = proxy.status(router)
         router.out.json({key: found[key] for key in ("generation", "serving", "proxy")})
     else:
         router.out.say(what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -142,6 +143,13 @@ class Root:
     def journal(self) -> list[dict[str, Any]]:
         """Every line of the journal; each must be whole."""
         return [json.loads(line) for line in self.paths.journal.read_text().splitlines()]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the host lock, as `flock ROOT/run/lock CMD` does."""
+        with self.paths.lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def queued(self) -> int:
         """How many commands wait for the host lock."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Backend, Live, Result
+    from .conftest import Backend, Live, Result
 
 pytestmark = pytest.mark.timeout(60)
 

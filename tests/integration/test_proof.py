@@ -31,7 +31,7 @@ class Seen:
 
 
 class Hammer:
-    """Clients that ask without a pause."""
+    """Clients that ask all the time; the pause leaves the command some of the two cores."""
 
     def __init__(self, live: Live, hosts: tuple[str, ...]) -> None:
         self.seen: list[Seen] = []
@@ -43,7 +43,7 @@ class Hammer:
             thread.start()
 
     def _ask(self, host: str) -> None:
-        while not self._over.is_set():
+        while not self._over.wait(0.004):
             began = time.monotonic()
             try:
                 answer = self._live.get(host)

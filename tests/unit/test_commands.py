@@ -241,7 +241,8 @@ def test_global_domains(run: Run) -> None:
     assert run("domains:remove-global", "a.com").code == 0
     assert run("domains:report", "--global", "--format", "json").json() == {"global_domains": ["b.com"]}
     assert run("domains:set-global", "c.com").code == 0
-    assert run("domains:report", "--global", "--global_domains").lines == ["c.com"]
+    for key in ("--global_domains", "--global-domains"):
+        assert run("domains:report", "--global", key).lines == ["c.com"]
     assert run("domains:add-global", "*.d.com").code == 2
     assert run("domains:clear-global").code == 0
     assert run("domains:report", "--global").out == "global_domains:\n"
@@ -339,7 +340,7 @@ def test_status_of_a_proxy_that_was_never_started(run: Run, router_root: Path) -
 def test_status_of_a_running_proxy_that_serves_something_else_is_9(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = {"type": "nginx", "mode": "managed", "running": True, "pid": 1, "workers": 1, "draining_workers": 0}
     found = {"generation": 7, "serving": 6, "updates": "reload", "proxy": proxy, "apps": 1, "stale": [{"app": "a"}], "problems": []}
-    monkeypatch.setattr(Router, "status", lambda self: {**found, "wanted": True})
+    monkeypatch.setattr("nginx_router.proxy.status", lambda router: {**found, "wanted": True})
     assert run("status").code == 9
     found["serving"] = 7
     assert run("status").code == 8
