@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from .commands import find
-from .errors import NotPermitted, RouterError, UsageProblem
+from .errors import NotPermitted, RouterError, Terminated, UsageProblem
 from .output import Output
 from .parsing import parse
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .discovery import Command
 
 #: What a shell sees of a process that a signal ended.
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
 
 #: What other programs call these.
 _SPELLINGS = {"-h": "help", "--help": "help", "--version": "version"}
@@ -103,7 +103,7 @@ def _terminated_by_exit() -> Iterator[None]:
     """Within it SIGTERM unwinds as Ctrl-C does, so that locks, queue entries and children are left in order."""
 
     def leave(number: int, frame: object) -> None:
-        raise SystemExit(TERMINATED)
+        raise Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, leave)

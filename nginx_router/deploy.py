@@ -24,7 +24,7 @@ from . import checks, drain, runners, sockets
 from .arguments import default_domains
 from .checks import Check
 from .drain import Drained
-from .errors import Busy, Conflict, NotDrained, UsageProblem
+from .errors import Busy, Conflict, NotDrained, Terminated, UsageProblem
 from .events import Event
 from .files import FileLock
 from .model import UPSTREAMS
@@ -392,7 +392,7 @@ class _Signals:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.came = True
         if not self.is_served:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def _connections(number: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import nearest
+from .errors import Terminated, nearest
 from .hookspecs import API, HOOKS
 
 MANIFEST, MODULE, DISABLED = "plugin.toml", "plugin.py", ".disabled"
@@ -148,6 +148,8 @@ def packaged(name: str, module: str) -> Plugin:
         raise Unusable(f"the entry point's name is not of a-z 0-9 _ -: '{name}'")
     try:
         spec = find_spec(module)  # imports the packages above it
+    except Terminated:
+        raise
     except (Exception, SystemExit) as why:  # whatever a stranger's code raises while it is imported
         raise Unusable(f"{module}: {type(why).__name__}: {why}") from why
     if spec is None:

@@ -6,8 +6,16 @@ The exit codes are a promise to scripts; they are listed in `docs/exit-codes.md`
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
+
+
+class Terminated(SystemExit):
+    """SIGTERM came; unlike the `sys.exit()` of a stranger's code it passes through the boundary around plugins."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 class RouterError(Exception):

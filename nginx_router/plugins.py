@@ -16,7 +16,7 @@ from typing import Any
 
 from . import discovery, executables
 from .discovery import Command, Plugin, Unusable
-from .errors import Busy, PluginBroken, Refused, RouterError
+from .errors import Busy, PluginBroken, Refused, RouterError, Terminated
 from .executables import Failure
 from .files import LARGEST
 from .hookspecs import API, Hook, Kind, lookup
@@ -225,8 +225,10 @@ class Plugins:
         for each in self._implementations(hook):
             try:
                 self._say_lines(self._call(each, full))
-            except Failure as why:
-                warnings.append(f"warning: plugin {each.plugin.name} failed {_what(full)}: {why.reason}")
+            except (Failure, Terminated, KeyboardInterrupt) as why:
+                # a signal ends the hook alone: the exit code of a signal says that nothing was changed
+                reason = why.reason if isinstance(why, Failure) else "interrupted"
+                warnings.append(f"warning: plugin {each.plugin.name} failed {_what(full)}: {reason}")
                 self._say(warnings[-1])
         return warnings
 
@@ -250,7 +252,7 @@ class Plugins:
         try:
             with _marked(lookup(event["hook"]).kind, event["app"]):
                 answer = each.call(own)
-        except Failure:
+        except (Failure, Terminated):
             raise
         except RouterError as why:
             raise Failure(why.message, crashed=False, hint=why.hint) from why

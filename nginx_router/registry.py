@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import discovery
 from .discovery import Plugin, Unusable
-from .errors import nearest
+from .errors import Terminated, nearest
 from .hookspecs import HOOKS, Hook, lookup, specifications
 from .resources import shipped
 
@@ -138,6 +138,8 @@ class Registry:
                 self._add(f"{plugin.name} {discovery.MODULE}", self._code(plugin))
         except Unusable as why:
             self._drop(plugin, str(why))
+        except Terminated:
+            raise
         except (Exception, SystemExit) as why:  # a plugin boundary: whatever a stranger's code raises while it is imported
             self._drop(plugin, words(why, plugin))
 
@@ -153,6 +155,8 @@ class Registry:
             _make_package(package, plugin.directory)
         try:
             return importlib.import_module(f"{package}.{file.removesuffix('.py')}")
+        except Terminated:
+            raise
         except (Exception, SystemExit) as why:  # as above
             raise Unusable(words(why, plugin)) from why
 
