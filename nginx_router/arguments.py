@@ -63,9 +63,16 @@ def domains(texts: Iterable[str]) -> list[str]:
 def default_domains(router: Router, app: str) -> list[str]:
     """The domains that an app gets when it is created: `APP.GLOBAL` for each global one, or its own name if that has a dot.
 
+    A plugin may say others (hook app-hostname).
     App names may hold what domains may not (`a..b`): such an app begins without, and is told so.
     """
-    wanted = [app] if "." in app else [f"{app}.{name}" for name in router.settings().domains]
+    everywhere = list(router.settings().domains)
+    wanted = [app] if "." in app else [f"{app}.{name}" for name in everywhere]
+    if router.plugins.has("app-hostname"):
+        answer = router.plugins.first(
+            "app-hostname", {"app": app, "action": "create", "command": router.request.command, "domains": everywhere}
+        )
+        wanted = answer[1].split() if answer else wanted
     found = []
     for name in wanted:
         try:
@@ -79,10 +86,11 @@ def property_event(table: str, app: str | None, key: str, value: str | None) -> 
     """The event that sets a property, or (None) unsets it.
 
     Raises:
-        UsageProblem: there is no such property, or the value breaks its rule.
+        UsageProblem: there is no such property, it is not an app's, or the value breaks its rule.
     """
     known = lookup(table, key)
-    return Event("property", app, {"table": table, "key": key, "value": None if value is None else known.parse(value)})
+    known.require_scope(app)
+    return Event("property", app, {"table": table, "key": known.name, "value": None if value is None else known.parse(value)})
 
 
 def change(router: Router, events: Sequence[Event], **options: Any) -> None:
@@ -91,7 +99,7 @@ def change(router: Router, events: Sequence[Event], **options: Any) -> None:
 
 
 def apps_or_all(router: Router, apps: Sequence[str], *, is_all: bool) -> list[str] | None:
-    """The apps that are named; None for all of them.
+    """The apps that are named; None for all of them.  One whose directory is gone and that is still served is one.
 
     Raises:
         UsageProblem: some were named and all were asked for.
@@ -99,7 +107,9 @@ def apps_or_all(router: Router, apps: Sequence[str], *, is_all: bool) -> list[st
     """
     if apps and is_all:
         raise UsageProblem("APP... or --all, one of them")
-    return [existing(router, app) for app in dict.fromkeys(apps)] if apps else None
+    index = router.index()
+    served = index.apps if index else {}
+    return [app if app in served else existing(router, app) for app in dict.fromkeys(apps)] if apps else None
 
 
 def last_good(router: Router, name: str) -> tuple[App, str | None]:

@@ -6,24 +6,25 @@ app's change never asks again.
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ChecksFailed, RouterError, UsageProblem, error_as_json
+from .errors import ChecksFailed, Conflict, NotPermitted, PluginBroken, RouterError, UsageProblem, as_error, error_as_json
 from .events import Event, reduce
+from .files import read_text
 from .model import App, Facts
 from .names import endpoint_line
+from .resolving import ask_plugins, look_up
 
 if TYPE_CHECKING:
     from .candidate import Applied
     from .controller import Outcome, Router
 
-#: How long names may take to resolve, in all.
-RESOLVE_SECONDS = 5.0
 _SNIPPETS = ("nginx-http-snippet", "nginx-server-snippet", "nginx-location-snippet")
+#: The hooks whose answers an app's configuration keeps.
+FACTS = (*_SNIPPETS, "nginx-app-template-source", "template-dirs", "endpoint-resolve")
 _GATES = {
     "create": "pre-create",
     "clone": "pre-create",
@@ -55,6 +56,8 @@ def payload(event: Event, before: App | None) -> dict[str, Any]:
     """What hooks are told of an event; `before` is the app as it was."""
     args = event.args
     told: dict[str, Any] = {"app": event.app, "action": args.get("verb", event.action)}
+    if event.action in ("create", "clone") or args.get("create"):
+        told |= {"domains": list(args.get("domains", []))}
     if event.action == "domains":
         told |= {"action": "reset" if args.get("reset") is not None else args["verb"], "domains": list(args["names"])}
     elif event.action == "domains-switch":
@@ -69,7 +72,7 @@ def payload(event: Event, before: App | None) -> dict[str, Any]:
         gone = [a for sides in processes.values() for a in sides["old"] if a not in after | others]
         told |= {"processes": processes, "retired": gone}
         for process, count in args.get("counts", {}).items():
-            told |= {"process": process, "count": count}
+            told |= {"process": process, "count": count, "endpoints": processes.get(process, {}).get("old", [])}
     elif event.action in ("rename", "clone"):
         told |= {"app": args["new"], "old_app": event.app}
     elif event.action == "upstreams":
@@ -89,20 +92,30 @@ class Asking:
         self.router, self._gated = router, gated
         self._candidate = router.rehearsal()
         self._told: dict[int, dict[str, Any]] = {}
+        self._unchanging: set[int] = set()  # what is so already is not told as if it were done
         self._applied: dict[int, Applied] = {}
 
-    def prepare(self, event: Event, *, independent: bool) -> Event:
-        """The event with its facts, applied to a rehearsal.
+    def prepare(self, events: Sequence[Event], *, independent: bool) -> list[Event]:
+        """The events with their facts, applied to a rehearsal.
 
         Raises:
-            RouterError: it cannot be, or a plugin refused it; of an independent event the leader says so.
+            RouterError: one cannot be, or a plugin refused it; of an independent event the leader says so.
         """
-        try:
-            return self._prepare(event)
-        except RouterError as why:
-            if not independent:
-                raise
-            return replace(event, args={**event.args, "problem": error_as_json(why)})
+        prepared: dict[int, Event] = {}
+        conflicts: dict[int, Event] = {}
+        for place, event in enumerate(events):
+            try:
+                prepared[place] = self._ask_for(place, event)
+                self._rehearse(place, [prepared[place]])
+            except (RouterError, OSError) as why:
+                if not independent:
+                    raise
+                if isinstance(why, Conflict) and place in prepared:
+                    conflicts[place] = prepared[place]
+                else:
+                    prepared[place] = _with_problem(event, why)
+        self._rehearse_again(conflicts, prepared)
+        return [prepared[place] for place in range(len(events))]
 
     def rehearse(self, events: Sequence[Event]) -> list[Outcome]:
         """Say what the prepared events would change; nothing is written.
@@ -129,15 +142,47 @@ class Asking:
         serving = router.serving()
         return [
             Outcome(event, event.app, number, serving, applied.kind, answer=applied.edit.answer)
-            for n, event in enumerate(events)
             if (applied := self._applied.get(n))
+            else Outcome(event, event.app, number, serving, error=as_error(event.args["problem"]))
+            for n, event in enumerate(events)
         ]
+
+    def judge(self, names: Sequence[str]) -> dict[str, RouterError | None]:
+        """What is wrong with what the directories of these apps hold now, if anything; nothing is changed."""
+        from .validate import check_template, judge
+
+        found: dict[str, RouterError | None] = dict.fromkeys(names)
+        for place, name in enumerate(names):
+            try:
+                self._rehearse(place, [self._ask_for(place, Event("take-up", name))])
+            except (RouterError, OSError) as why:
+                found[name] = _as_error(why)
+        plane = self.router.plane()
+        good = {name: r for name in names if found[name] is None and (r := self._candidate.rendered(name)) is not None}
+        waiting = [{name: r for name, r in good.items() if r.vhost}]
+        while waiting:
+            group = waiting.pop()
+            try:
+                judge(self._candidate, plane, group)
+            except RouterError as why:
+                culprits = [why.app] if why.app in group else list(group) if len(group) == 1 else []
+                found |= {name: why for name in culprits}
+                others = [name for name in group if name not in culprits]
+                parts = [others] if culprits else [others[: len(others) // 2], others[len(others) // 2 :]]
+                waiting += [{name: group[name] for name in part} for part in parts if part]
+        for name, rendered in good.items():
+            if found[name] is None and rendered.template is not None:
+                try:
+                    check_template(self._candidate, plane, rendered)
+                except RouterError as why:
+                    found[name] = why
+        return found
 
     def notify(self, outcomes: Sequence[Outcome]) -> None:
         """Tell plugins what was done."""
         plugins = self.router.plugins
         for n, outcome in enumerate(outcomes):
-            if outcome.error is not None or n not in self._told:
+            if outcome.error is not None or n not in self._told or (n in self._unchanging and outcome.kind == "nothing"):
                 continue
             for hook in _hooks(_NOTIFIES, outcome.event):
                 if plugins.has(hook):
@@ -146,7 +191,7 @@ class Asking:
         done = [o for o in outcomes if o.error is None and o.generation is not None and o.kind != "nothing"]
         if done and plugins.has("post-apply"):
             kind = next((k for k in ("structure", "endpoints") if any(o.kind == k for o in done)), "nothing")
-            apps = sorted({o.app for o in done if o.app})
+            apps = sorted({o.event.args.get("new") or o.app for o in done if o.app})
             number = max(o.generation or 0 for o in done)
             plugins.notify(
                 "post-apply", self.router._signed({"app": apps[0] if apps else None, "apps": apps, "generation": number, "kind": kind})
@@ -165,13 +210,38 @@ class Asking:
             }
             self.router.plugins.notify("apply-failed", self.router._signed(told))
 
-    def _prepare(self, event: Event) -> Event:
-        place = len(self._told)
+    def _rehearse_again(self, conflicts: Mapping[int, Event], prepared: dict[int, Event]) -> None:
+        """A domain that went from one app to another in the files may be free now: one by one, then all together."""
+        waiting = dict(conflicts)
+        for place, event in conflicts.items():
+            try:
+                self._rehearse(place, [event])
+                del waiting[place]
+            except (RouterError, OSError) as why:
+                if not isinstance(why, Conflict):
+                    prepared[place] = _with_problem(event, why)
+                    del waiting[place]
+        if waiting:
+            try:
+                self._rehearse(min(waiting), list(waiting.values()), list(waiting))
+            except (RouterError, OSError) as why:
+                if len(waiting) > 1:
+                    for place, event in waiting.items():
+                        try:
+                            self._rehearse(place, [event])
+                        except (RouterError, OSError) as own:
+                            prepared[place] = _with_problem(event, own)
+                else:
+                    prepared |= {place: _with_problem(event, why) for place, event in waiting.items()}
+
+    def _ask_for(self, place: int, event: Event) -> Event:
         before = self.router.app_or_none(event.app)
         told = payload(event, before)
         self._told[place] = told
         edit = reduce(event, self._candidate)
         changes = any(self._candidate.texts(name) != texts for name, texts in edit.apps.items())
+        if not changes and edit.config is None and edit.global_domains is None:
+            self._unchanging.add(place)
         plugins = self.router.plugins
         if changes and not self._gated:
             for hook in gate_hooks(event):
@@ -180,21 +250,32 @@ class Asking:
         facts = {
             name: self._facts(event, self._candidate.parse(name, texts)).as_json() for name, texts in edit.apps.items() if texts is not None
         }
-        event = replace(event, facts=facts)
-        applied = self._candidate.apply(event)
-        self._applied[place] = applied
-        if applied.kind != "nothing" and plugins.has("pre-apply"):
+        return replace(event, facts=facts)
+
+    def _rehearse(self, place: int, events: Sequence[Event], places: Sequence[int] = ()) -> None:
+        plugins = self.router.plugins
+        for at, applied in zip(places or [place], self._candidate.apply_all(events), strict=True):
+            self._applied[at] = applied
+            if applied.kind == "nothing" or not plugins.has("pre-apply"):
+                continue
             for name in applied.apps:
                 rendered = self._candidate.changed.get(name)
                 vhost = rendered.vhost.decode(errors="replace") if rendered else ""
-                plugins.gate("pre-apply", self.router._signed({**told, "app": name, "apps": [name], "kind": applied.kind, "vhost": vhost}))
-        return event
+                about = {**self._told[at], "app": name, "apps": [name], "kind": applied.kind, "vhost": vhost}
+                with plugins.foreseeing(self._candidate.settings.plugins, {name: rendered.app.plugins if rendered else {}}):
+                    plugins.gate("pre-apply", self.router._signed(about))
 
     def _facts(self, event: Event, app: App) -> Facts:
+        # what `plugins:set` is about to write counts already
+        with self.router.plugins.foreseeing(self._candidate.settings.plugins, {app.name: app.plugins}):
+            return self._ask(event, app)
+
+    def _ask(self, event: Event, app: App) -> Facts:
         plugins = self.router.plugins
         told = self.router._signed({"app": app.name, "action": event.action})
         hosts = sorted({e.address.host for e in app.endpoints if not e.address.is_literal})
-        resolved = self._resolve(hosts, told) if hosts else {}
+        resolved = ask_plugins(plugins, hosts, told)
+        resolved |= look_up([host for host in hosts if host not in resolved])
         if event.action in ("deploy", "scale"):
             asked = {a for addresses in event.args["processes"].values() for a in addresses}
             for endpoint in app.endpoints:
@@ -208,44 +289,44 @@ class Asking:
             (hook, plugin, text) for hook in _SNIPPETS if plugins.has(hook) for plugin, text in plugins.collect(hook, told) if text.strip()
         ]
         template = plugins.first("nginx-app-template-source", told) if plugins.has("nginx-app-template-source") else None
-        return Facts(resolved, tuple(snippets), template)
+        return Facts(resolved, tuple(snippets), template, self._templates(told) if plugins.has("template-dirs") else {})
 
-    def _resolve(self, hosts: Sequence[str], told: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {}
+    def _templates(self, told: Mapping[str, Any]) -> dict[str, str]:
+        """What own templates may include; of two of one name that of the plugin which is called first."""
         plugins = self.router.plugins
-        if plugins.has("endpoint-resolve"):
-            for host in hosts:
-                answer = plugins.first("endpoint-resolve", {**told, "host": host})
-                if answer is not None and answer[1].split():
-                    found[host] = tuple(_ip(word, answer[0]) for word in answer[1].split())
+        found: dict[str, str] = {}
+        for plugin, text in plugins.collect("template-dirs", told):
+            for line in filter(None, map(str.strip, text.splitlines())):
+                directory = (plugins.directory(plugin) or Path("/")) / line
+                try:
+                    if not directory.is_dir():
+                        raise UsageProblem("there is no such directory")
+                    for path in sorted(directory.glob("*.j2")):
+                        found.setdefault(path.name, read_text(path) or "")
+                except UsageProblem as why:
+                    raise PluginBroken(
+                        f"plugin {plugin} failed template-dirs of '{told['app']}': {directory}: {why.message}", app=told["app"]
+                    ) from None
+        return found
 
-        def ask(host: str) -> None:
-            try:
-                answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError):
-                return
-            found[host] = tuple(sorted({str(a[4][0]) for a in answers}))
 
-        # getaddrinfo has no deadline of its own; a daemon thread that hangs dies with the command
-        threads = [threading.Thread(target=ask, args=(host,), daemon=True) for host in hosts if host not in found]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(RESOLVE_SECONDS / len(threads))
-        return dict(found)
+def _with_problem(event: Event, why: RouterError | OSError) -> Event:
+    return replace(event, args={**event.args, "problem": error_as_json(_as_error(why))})
 
 
 def _each_count(hook: str, event: Event, told: dict[str, Any]) -> list[dict[str, Any]]:
     # a scale of several processes is told once for each: argv holds one PROCESS and one COUNT
     if hook != "post-scale":
         return [told]
-    return [{**told, "process": process, "count": count} for process, count in event.args.get("counts", {}).items()]
+    return [
+        {**told, "process": process, "count": count, "endpoints": told["processes"].get(process, {}).get("new", [])}
+        for process, count in event.args.get("counts", {}).items()
+    ]
 
 
-def _ip(word: str, plugin: str) -> str:
-    import ipaddress
-
-    try:
-        return str(ipaddress.ip_address(word))
-    except ValueError:
-        raise UsageProblem(f"plugin {plugin} resolved a name to '{word}', which is no IP address") from None
+def _as_error(why: RouterError | OSError) -> RouterError:
+    """An error of the system, of a file that cannot be read for one, is that of its app alone."""
+    if isinstance(why, RouterError):
+        return why
+    message = f"{why.filename or 'system'}: {why.strerror or why}"
+    return NotPermitted(message) if isinstance(why, PermissionError) else RouterError(message)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import lines
-from .errors import Conflict, RouterError, UsageProblem, as_error
+from .errors import Conflict, RouterError, StateCorrupt, UsageProblem, as_error
 from .events import Edit, Event, reduce
 from .generations import Generations, Index
-from .model import APP_TOML, SNIPPETS, UPSTREAMS, App, Entry, Facts, Globals, HostFacts, Texts, parse_app, parse_globals
+from .model import APP_TOML, SNIPPETS, UPSTREAMS, App, Entry, Facts, Globals, HostFacts, Tables, Texts, parse_app, parse_globals
 from .render import Include, Renderer
 from .store import Step, Store, Write
 
@@ -34,13 +34,20 @@ class Rendered:
     vhost: bytes
     includes: Mapping[str, tuple[str, bytes]]  # object -> source, bytes
     state: bytes
+    template: tuple[str, str] | None = None  # where its template comes from, and the text; None: the shipped one
 
     @property
     def template_source(self) -> str:
         """Where its own template comes from; empty for the shipped one."""
-        if self.app.template is not None:
-            return f"apps/{self.app.name}/nginx.conf.j2"
-        return f"the template of plugin {self.facts.template[0]}" if self.facts.template else ""
+        return self.template[0] if self.template else ""
+
+    def objects(self) -> Iterable[tuple[str, bytes]]:
+        """Every object it needs, by its name."""
+        yield self.entry.state, self.state
+        if self.entry.vhost:
+            yield self.entry.vhost, self.vhost
+        for sha, (_, data) in self.includes.items():
+            yield sha, data
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,11 @@ class Candidate:
         store: Store,
         generations: Generations,
         base: Index | None,
-        tables: Iterable[str],
+        tables: Tables,
         facts: Callable[[Globals, HostFacts | None], HostFacts],
     ) -> None:
         self.store, self.generations, self.base = store, generations, base
-        self._tables = tuple(tables)
+        self._tables = tables
         self._host_facts = facts
         self.config, self.global_domains = store.globals()
         self._old_globals = (self.config, self.global_domains)
@@ -117,6 +124,10 @@ class Candidate:
             RouterError: one of them cannot be; the candidate is as before them all.
         """
         before = self._save()
+        # files that were edited together may exchange a domain: none of them holds it until each has its own
+        taken_up = {event.app for event in events if event.action in ("take-up", "restore")}
+        if len(taken_up) > 1:
+            self._owners = {name: app for name, app in self._owners.items() if app not in taken_up}
         try:
             return [self._apply(event) for event in events]
         except BaseException:
@@ -150,20 +161,32 @@ class Candidate:
             return True
         if self.changed or (self.config, self.global_domains) != (self.base.config, self.base.global_domains):
             return True
+        if self.steps():  # a hand edit that this takes back: what is served stays, the file does not
+            return True
         return self.router_conf(self.index(self.base.number, self.base.probe)) != self._base_conf()
 
     def steps(self) -> list[Step]:
         """The files to write."""
-        steps: list[Step] = []
-        moved = dict(self._moves)
+        steps: list[Step] = [step for old, new in self._moves for step in self.store.move(old, new)]
+        came_from = {new: old for old, new in self._moves}
+        went = set(came_from.values())
         for name, texts in sorted(self._texts.items()):
-            if name in moved:
-                continue
-            came_from = next((old for old, new in self._moves if new == name), None)
-            if came_from:
-                steps += self.store.move(came_from, name)
-            steps += self.store.steps(name, self._disk(came_from or name), texts)
+            if name in went and name not in came_from:
+                steps += self.store.steps(name, None, texts)  # gone, or made anew under the name that got free
+            else:
+                steps += self.store.steps(name, self._first(name, came_from), texts)
         return steps + self.store.global_steps(self._old_globals, (self.config, self.global_domains))
+
+    def _first(self, name: str, came_from: Mapping[str, str]) -> Texts | None:
+        while name in came_from:
+            name = came_from[name]
+        return self._disk(name)
+
+    def lost_objects(self) -> dict[str, bytes]:
+        """Objects of apps that events looked at, which the disk lost or somebody changed."""
+        kept = {sha: data for r in self._rendered.values() if r is not None for sha, data in r.objects()}
+        named = {sha for r in self.changed.values() if r is not None for sha, _ in r.objects()}
+        return {sha: data for sha, data in kept.items() if sha not in named and not self.generations.is_intact(sha)}
 
     def index(self, number: int, probe: str) -> Index:
         """What generation `number` is made of."""
@@ -198,11 +221,42 @@ class Candidate:
 
     def listens(self, app: App) -> list[str]:
         """The arguments of `listen` of an app's ports."""
-        return [listen for port in self._renderer.ports(app) for listen in self._renderer.listens(port)]
+        return [listen for port in self._renderer.ports(app) for listen in self._renderer.listens(port, app)]
+
+    @property
+    def reloads_otherwise(self) -> bool:
+        """Whether the command that reloads nginx is another: a wrong one is to be found by the change that sets it."""
+        if self.base is None or not self.settings.is_host_mode:
+            return False
+        was = parse_globals(self.base.config, self.base.global_domains, self._tables)
+        return was.get("reload-command") != self.settings.get("reload-command")
 
     def needs_reload(self, text: str) -> bool:
         """Whether nginx would read something else than it did: `text` is router.conf under the base's probe."""
         return self.base is None or text != self._base_conf()
+
+    def render(self, name: str, texts: Texts, facts: Facts) -> Rendered:
+        """An app as it would be served with these texts and facts; the candidate stays as it is.
+
+        Raises:
+            RouterError: it cannot be.
+        """
+        return self._render(name, texts, facts)
+
+    def rendered(self, name: str) -> Rendered | None:
+        """An app that an event was about, as it would be served."""
+        return self._rendered.get(name)
+
+    def is_new_template(self, name: str, rendered: Rendered) -> bool:
+        """Whether an app has a template of its own (or a plugin's) that is not the one it is served by."""
+        entry = self.base.apps.get(name) if self.base else None
+        if rendered.template is None or entry is None:
+            return rendered.template is not None
+        texts, facts = self.generations.app_state(entry)
+        try:
+            return self._renderer.template_of(self.parse(name, texts), facts) != rendered.template
+        except UsageProblem:
+            return True  # a property that this version does not know any more
 
     def difference(self) -> list[str]:
         """What the next generation changes, file by file and vhost by vhost, as unified diffs."""
@@ -242,6 +296,8 @@ class Candidate:
         domains = self.global_domains if edit.global_domains is None else edit.global_domains
         if (config, domains) != (self.config, self.global_domains):
             kinds.append(self._set_globals(config, domains))
+        if event.action == "take-up-globals" and self.base is not None and self._renders_differently(self.base):
+            kinds.append("structure")  # what was edited by hand was read when this was made
         kind = next((k for k in ("structure", "endpoints") if k in kinds), "nothing")
         return Applied(event, edit, kind, tuple(sorted(edit.apps)))
 
@@ -253,6 +309,9 @@ class Candidate:
         if texts is None:
             self._rendered[name] = None
             return "structure" if before and before.vhost else "nothing"
+        if given is None and before is None:
+            # its asker saw another app of this name, so nobody asked plugins and DNS about this one
+            raise Conflict(f"app {name} was made meanwhile", hint="the same command again", app=name)
         old_texts, old_facts = self._before(name, before)
         facts = Facts.from_json(given) if given is not None else old_facts
         facts = replace(facts, resolved={**old_facts.resolved, **facts.resolved})
@@ -266,6 +325,10 @@ class Candidate:
         same = before is not None and _but_endpoints(old_texts) == _but_endpoints(texts)
         return "endpoints" if same and replace(facts, resolved={}) == replace(old_facts, resolved={}) else "structure"
 
+    def _of_the_host(self, domain: str, ports: Iterable[int]) -> str:
+        marks = tuple(f"server_name {domain} {port} " for port in ports)
+        return next((has.split(" ", 3)[3] for has in self.facts.host_has if has.startswith(marks)), "")
+
     def _emptied(self, name: str, texts: Texts | None) -> bool:
         if texts is None or lines.entries(texts.get(UPSTREAMS, "")):
             return False
@@ -276,9 +339,11 @@ class Candidate:
         for domain in app.domains:
             owner = self._owners.get(domain)
             if owner is not None and owner != name:
-                raise Conflict(
-                    f"domain {domain} of app {name} belongs to app {owner}", hint=f"router apps:domains:remove {owner} {domain}", app=name
-                )
+                there = self.store.exists(owner)
+                free = f"router apps:domains:remove {owner} {domain}" if there else f"router reconcile {owner}"
+                raise Conflict(f"domain {domain} of app {name} belongs to app {owner}", hint=free, app=name)
+            if place := self._of_the_host(domain, self._renderer.ports(app)):
+                raise Conflict(f"domain {domain} of app {name} belongs to the host's own nginx", hint=f"its server_name: {place}", app=name)
         used = {e.address.host for e in app.endpoints if not e.address.is_literal}
         facts = replace(facts, resolved={host: ips for host, ips in sorted(facts.resolved.items()) if host in used})
         includes: dict[str, tuple[str, bytes]] = {}
@@ -306,13 +371,13 @@ class Candidate:
             ports=tuple(sorted(self._renderer.ports(app))) if vhost and app.served_domains else (),
             objects=tuple(sorted(includes)) if vhost else (),
         )
-        return Rendered(app, texts, facts, entry, vhost, includes if vhost else {}, state)
+        return Rendered(app, texts, facts, entry, vhost, includes if vhost else {}, state, self._renderer.template_of(app, facts))
 
     def _set_globals(self, config: str, domains: str) -> str:
         settings = parse_globals(config, domains, self._tables)
         was, self.config, self.global_domains = self.settings, config, domains
         self.settings = settings
-        if (settings.proxy, settings.nginx, settings.plugins) == (was.proxy, was.nginx, was.plugins):
+        if (settings.proxy, settings.nginx) == (was.proxy, was.nginx):  # what plugins make of their keys are facts
             return "nothing"
         self.facts = self._host_facts(settings, self.base.facts if self.base else None)
         self._renderer = Renderer(self.store.paths.root, settings, self.facts)
@@ -331,11 +396,14 @@ class Candidate:
                 self._rendered[name] = self._render(name, *self.generations.app_state(self.base.apps[name]))
 
     def _renders_differently(self, base: Index) -> bool:
-        if base.config == self.config and base.facts.ipv6 == self.facts.ipv6:
+        # what the host's own http block says decides which defaults a vhost has to repeat
+        if base.facts.ipv6 != self.facts.ipv6 or base.facts.host_has != self.facts.host_has:
+            return True
+        if base.config == self.config:
             return False
         was = parse_globals(base.config, base.global_domains, self._tables)
         now = self.settings
-        return (was.proxy, was.nginx, was.plugins) != (now.proxy, now.nginx, now.plugins) or base.facts.ipv6 != self.facts.ipv6
+        return (was.proxy, was.nginx) != (now.proxy, now.nginx)
 
     def _entry(self, name: str) -> Entry | None:
         if name in self._rendered:
@@ -347,7 +415,10 @@ class Candidate:
         rendered = self._rendered.get(name)
         if rendered is not None:
             return rendered.texts, rendered.facts
-        return self.generations.app_state(entry) if entry is not None else ({}, Facts())
+        try:
+            return self.generations.app_state(entry) if entry is not None else ({}, Facts())
+        except StateCorrupt:
+            return {}, Facts()  # its object is lost: the directory alone says what the app is
 
     def _disk(self, name: str) -> Texts | None:
         if name not in self._on_disk:

@@ -123,6 +123,8 @@ def _explain(why: BaseException, words: Sequence[str], out: Output) -> int:
         out.say("router: interrupted")
         return INTERRUPTED
     error = why if isinstance(why, RouterError) else _as_error(why, words)
+    if isinstance(error, NotPermitted) and not error.hint:
+        error.hint = _with_sudo(words)
     out.error(error)
     return error.exit_code
 
@@ -140,12 +142,15 @@ def _exit_code(why: SystemExit, out: Output) -> int:
     return 1 if why.code else 0
 
 
+def _with_sudo(words: Sequence[str]) -> str:
+    # sudo clears the environment, and the root with it
+    root = os.environ.get("ROUTER_ROOT")
+    return shlex.join(["sudo", *([f"ROUTER_ROOT={root}"] if root else []), "router", *words])
+
+
 def _as_error(why: BaseException, words: Sequence[str]) -> RouterError:
     if isinstance(why, PermissionError):
-        # sudo clears the environment, and the root with it
-        root = os.environ.get("ROUTER_ROOT")
-        line = shlex.join(["sudo", *([f"ROUTER_ROOT={root}"] if root else []), "router", *words])
-        return NotPermitted(f"{_place(why)}: not permitted", hint=line)
+        return NotPermitted(f"{_place(why)}: not permitted", hint=_with_sudo(words))
     if isinstance(why, OSError):
         return RouterError(f"{_place(why)}: {why.strerror or why}")
     log = _log_traceback(why, words)

@@ -41,6 +41,11 @@ def of_noun(noun: str, commands: Mapping[str, Command]) -> list[Command]:
     return [command for name, command in commands.items() if name.rpartition(":")[0] in (noun, _PREFIX + noun)]
 
 
+def visible(commands: Mapping[str, Command]) -> dict[str, Command]:
+    """Those that people type: not the ones that only scripts call."""
+    return {name: command for name, command in commands.items() if not command.is_hidden}
+
+
 def nouns(commands: Iterable[str]) -> list[str]:
     """Every noun; commands without one (`status`) are nouns of their own."""
     return sorted({name.rpartition(":")[0] or name for name in commands})
@@ -54,6 +59,7 @@ def usage(command: Command, name: str | None = None) -> str:
 def _nearest(word: str, commands: Mapping[str, Command]) -> str:
     import difflib  # only on the way out of a failed command
 
+    commands = visible(commands)
     known = {spelling: spelling for name in commands for spelling in (name, alias(name)) if spelling}
     for name in commands:
         # `create` is meant for `apps:create`: the verb alone counts too

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import signal
 import threading
 import time
@@ -18,12 +17,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from . import faults
+from . import faults, lines
 from .errors import Busy, RouterError, as_error
 from .events import Event
 from .files import FileLock
 from .generations import Generations, Index
-from .model import App, Globals, parse_app, parse_globals
+from .hookspecs import who
+from .model import APP_TOML, DOMAINS, App, Globals, Tables, parse_app, parse_globals
 from .plugins import Plugins, refuse_inside
 from .queue import Queue
 from .settings import Paths, paths
@@ -83,7 +83,11 @@ class Router:
     @cached_property
     def plugins(self) -> Plugins:
         """The plugins of this root."""
-        return Plugins(self.paths, self.request.say, self._plugin_settings)
+        return Plugins(self.paths, self.request.say, self._plugin_settings, app_settings=self._app_plugin_settings)
+
+    def rediscover(self) -> None:
+        """Look at the plugins anew: their directories were changed."""
+        self.__dict__.pop("plugins", None)
 
     # reads
 
@@ -133,9 +137,9 @@ class Router:
         number = probe.partition("-")[0]
         return index.number if probe == index.probe else int(number) if number.isdigit() else None
 
-    def tables(self) -> tuple[str, ...]:
-        """The plugins that may have keys in app.toml and router.toml."""
-        return tuple(self.plugins.names())
+    def tables(self) -> Tables:
+        """The plugins that may have keys in app.toml and router.toml, and which."""
+        return self.plugins.tables()
 
     # changes
 
@@ -176,13 +180,14 @@ class Router:
         *,
         independent: bool = False,
         gated: bool = False,
+        served: Callable[[], None] = lambda: None,
         then: Callable[[list[Outcome]], None] | None = None,
     ) -> list[Outcome]:
         """Change something: all `events` or none of them, or (`independent`) each for itself.
 
         When this returns, nginx answers with the new configuration and no worker accepts with the old one, or the
         proxy is stopped and a line said so.  `then` runs before the notify hooks and the journal (a deploy drains there);
-        `gated`: the gates were asked already.
+        `gated`: the gates were asked already.  `served` is called as soon as the change can not be withdrawn any more.
 
         Raises:
             RouterError: nothing was changed; without `independent`, else outcomes carry their errors.
@@ -193,12 +198,14 @@ class Router:
             refuse_inside(event.app)
         began = time.monotonic()
         self.store.prepare()
+        self._take_up_all_first(events)
         asking = Asking(self, gated=gated)
         try:
-            prepared = [asking.prepare(event, independent=independent) for event in events]
+            prepared = asking.prepare(events, independent=independent)
             if self.request.dry_run:
                 return asking.rehearse(prepared)
             answers = self._submit(prepared, independent)
+            served()
             outcomes = [_outcome(event, raw) for event, raw in zip(events, answers, strict=True)]
             if not independent and (failed := next((o.error for o in outcomes if o.error), None)):
                 raise failed
@@ -221,6 +228,22 @@ class Router:
             self._journal(events, outcomes, problem if isinstance(problem, RouterError) else first, time.monotonic() - began)
         return outcomes
 
+    def record(self, began: float) -> None:
+        """Leave a journal line of what was done since (a monotonic time) without `change`."""
+        self._journal([], [], None, time.monotonic() - began)
+
+    def judge(self, names: Sequence[str]) -> dict[str, RouterError | None]:
+        """What is wrong with what the directories of `names` hold now, as nginx sees it; nothing is changed.
+
+        Raises:
+            UsageProblem: router.toml breaks a rule.
+            ProxyDown: there is no nginx on this host.
+        """
+        from .asking import Asking
+
+        self.store.prepare()
+        return Asking(self, gated=True).judge(names)
+
     def reconcile(self, names: Sequence[str] | None = None) -> list[Outcome]:
         """Make serving equal to the directories of `names` (None: of all apps); outcomes are sorted by app.
 
@@ -233,10 +256,13 @@ class Router:
             if name not in served:
                 self.store.require(name)
         wanted = sorted({*self.store.names(), *served} if names is None else {*names})
+        owners = index.owners if index else {}
+        # a domain that was moved by hand from one app to another, or with its app to a new name: who has it lets go first
+        wanted.sort(key=lambda name: self.store.exists(name) and 1 + self._claims(name, owners))
         events = [Event("take-up", name, {"may_be_gone": True}) for name in wanted]
         if names is None:
             events.insert(0, Event("take-up-globals", None))
-        return self.change(events, independent=True) if events else []
+        return sorted(self.change(events, independent=True), key=lambda o: o.app or "") if events else []
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Any]:
@@ -251,7 +277,7 @@ class Router:
         lock = FileLock(self.paths.lock)
         lock.acquire(self.request.lock_timeout, "the host")
         try:
-            with _signals_wait():
+            with signals_wait():
                 transaction = Transaction(self.paths, self.tables())
                 transaction.run()
                 yield transaction
@@ -270,9 +296,25 @@ class Router:
 
     # private
 
-    def _submit(self, events: Sequence[Event], independent: bool) -> list[dict[str, Any]]:
-        from .transaction import Transaction
+    def _take_up_all_first(self, events: Sequence[Event]) -> None:
+        """The first generation holds what the directories hold, not only what this change names."""
+        if self.index() is not None or self.request.dry_run or any(e.action.startswith("take-up") for e in events):
+            return
+        if names := self.store.names():
+            self.request.say(f"the first generation: taking up {len(names)} app directories")
+            for outcome in self.reconcile():
+                if outcome.error:
+                    self.request.say(f"{outcome.app}: left out: {outcome.error.message}")
 
+    def _claims(self, name: str, owners: Mapping[str, str]) -> bool:
+        """Whether an app's directory claims what another app has."""
+        try:
+            text = (self.store.texts(name) or {}).get(DOMAINS, "")
+        except (RouterError, OSError):
+            return False  # it cannot be taken up at all
+        return any(owners.get(domain.lower(), name) != name for _, domain in lines.entries(text))
+
+    def _submit(self, events: Sequence[Event], independent: bool) -> list[dict[str, Any]]:
         queue = Queue(self.paths.queue)
         lock = FileLock(self.paths.lock)
         began = time.monotonic()
@@ -286,8 +328,7 @@ class Router:
                     return found
                 if lock.try_acquire():
                     try:
-                        with _signals_wait():
-                            Transaction(self.paths, self.tables()).run()
+                        self._lead()
                     finally:
                         lock.release()
                     continue
@@ -299,21 +340,37 @@ class Router:
                     )
                 # a twentieth of the time waited so far: a hundred who look every 5 ms keep two cores busy
                 time.sleep(min(0.05, max(0.005, (time.monotonic() - began) / 20)))
+        except Exception:
+            # this process led and could not go on: nobody will answer it
+            if not withdrawn and not queue.withdraw(ident):
+                queue.drop(ident)
+            raise
         except BaseException:
-            if withdrawn or queue.withdraw(ident):
+            if queue.withdraw(ident):
                 raise
-            # a leader has it: it will be done, so say what came of it
-            return self._await(queue, ident)
+            # a signal, but a leader has it: it will be done, so say what came of it
+            return self._await(queue, lock, ident)
         finally:
             lock.release()
 
-    def _await(self, queue: Queue, ident: str) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + 120
+    def _await(self, queue: Queue, lock: FileLock, ident: str) -> list[dict[str, Any]]:
         while (found := queue.answered(ident)) is None:
-            if time.monotonic() > deadline:
+            if lock.try_acquire():
+                try:
+                    self._lead()  # the leader was killed
+                finally:
+                    lock.release()
+                if (found := queue.answered(ident)) is not None:
+                    break
                 raise Busy("the change was taken and not answered", hint="router status")
             time.sleep(0.005)
         return found
+
+    def _lead(self) -> None:
+        from .transaction import Transaction
+
+        with signals_wait():
+            Transaction(self.paths, self.tables()).run()
 
     def _say_notes(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
@@ -327,7 +384,7 @@ class Router:
         user, uid = self._who()
         kinds = {o.kind for o in outcomes}
         code = why.exit_code if why else 0
-        self.store.append_journal(
+        self._append(
             {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
                 "user": user,
@@ -347,28 +404,39 @@ class Router:
             }
         )
 
+    def _append(self, line: Mapping[str, Any]) -> None:
+        try:
+            self.store.append_journal(line)
+        except OSError as why:
+            # what was done is done, whether it is written down or not
+            self.request.say(f"warning: {self.paths.journal}: {why.strerror}: this change has no line there")
+
     def _signed(self, event: dict[str, Any]) -> dict[str, Any]:
         user, uid = self._who()
         return {**event, "command": self.request.command, "user": user, "uid": uid}
 
     def _who(self) -> tuple[str, int]:
-        # with sudo, the person and not root
-        uid = os.getuid()
-        behind = os.environ.get("SUDO_UID", "") if uid == 0 else ""
-        uid = int(behind) if behind.isdigit() else uid
-        try:
-            return pwd.getpwuid(uid).pw_name, uid
-        except KeyError:
-            return str(uid), uid
+        return who()
 
     def _plugin_settings(self) -> Mapping[str, Mapping[str, Any]]:
-        import tomllib
+        raw = _tables_of(self.store.globals()[0])
+        return {name: table for name, table in raw.items() if name not in ("proxy", "nginx")}
 
+    def _app_plugin_settings(self, app: str) -> Mapping[str, Mapping[str, Any]]:
         try:
-            raw = tomllib.loads(self.store.globals()[0])
-        except tomllib.TOMLDecodeError:
+            return _tables_of((self.store.texts(app) or {}).get(APP_TOML, ""))
+        except RouterError:
             return {}
-        return {name: table for name, table in raw.items() if isinstance(table, dict) and name not in ("proxy", "nginx")}
+
+
+def _tables_of(text: str) -> dict[str, Mapping[str, Any]]:
+    # what is wrong with the file, whoever parses it for a change says
+    import tomllib
+
+    try:
+        return {name: table for name, table in tomllib.loads(text).items() if isinstance(table, dict)}
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 _FAILED = (1, 7, 8, 9, 10, 11, 12, 13)
@@ -393,7 +461,7 @@ def _outcome(event: Event, raw: Mapping[str, Any]) -> Outcome:
 
 
 @contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
+def signals_wait() -> Iterator[None]:
     """INT and TERM that come meanwhile take effect afterwards: a change is not left half done."""
     if threading.current_thread() is not threading.main_thread():
         yield

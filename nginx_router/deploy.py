@@ -306,7 +306,6 @@ def _swap(router: Router, event: Event, done: str, options: Options, signals: _S
 
     def then(outcomes: Sequence[Outcome]) -> None:
         nonlocal swap
-        signals.is_served = True
         outcome = outcomes[0]
         leaving = tuple(outcome.answer.get("retired", ()) if retired is None else retired)
         drained = Drained(0)
@@ -318,7 +317,7 @@ def _swap(router: Router, event: Event, done: str, options: Options, signals: _S
             raise NotDrained(f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}", app=event.app)
         swap = _Swap(outcome.generation, outcome.kind, leaving, outcome.closed_connections, drained.left)
 
-    outcome = router.change([event], gated=True, then=then)[0]
+    outcome = router.change([event], gated=True, served=signals.served, then=then)[0]
     return swap or _Swap(outcome.generation, outcome.kind, ())  # a dry run retires nothing
 
 
@@ -378,6 +377,10 @@ class _Signals:
     def __init__(self) -> None:
         self.came = False
         self.is_served = False
+
+    def served(self) -> None:
+        """From now on they end the wait alone."""
+        self.is_served = True
 
     def __enter__(self) -> _Signals:
         self._before: dict[int, Any] = {}

@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import Terminated, nearest
+from .errors import Terminated, UsageProblem, nearest
 from .hookspecs import API, HOOKS
+from .keys import Key, Keys, as_text, of_default, of_property
 
 MANIFEST, MODULE, DISABLED = "plugin.toml", "plugin.py", ".disabled"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _COMMAND = re.compile(r"[a-z0-9-]+(:[a-z0-9-]+)*")
 _FUNCTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.py:[A-Za-z_][A-Za-z0-9_]*")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+#: What stands at the top of app.toml and router.toml besides the tables of plugins; built-in plugins own some of them.
+_RESERVED = ("ports", "locked", "domains", "count", "nginx", "proxy")
 _KEYS = ("name", "description", "version", "api", "priority", "timeout", "hooks", "config", "commands", "properties")
 
 
@@ -37,6 +41,7 @@ class Command:
     run: str
     kind: str = ""
     usage: str = ""
+    is_hidden: bool = False  # called by scripts; help and completion do not name it
 
     @property
     def is_python(self) -> bool:
@@ -54,7 +59,8 @@ class Plugin:
     version: str = ""
     priority: int = 50
     timeout: float = 30.0
-    config: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)  # the defaults of its keys, as text
+    keys: Keys = field(default_factory=dict)  # what may stand in its table of router.toml and app.toml
     hooks: frozenset[str] | None = None  # those of plugin.py; None: only an import can tell
     commands: Mapping[str, Command] = field(default_factory=dict)
     is_built_in: bool = False
@@ -175,9 +181,7 @@ def refuse_foreign(plugin: Plugin, *, euid: int | None = None) -> None:
 
 def as_config(values: Mapping[str, Any]) -> dict[str, str]:
     """The values of a plugin's configuration as text: what CONFIG_* and Python hooks get."""
-    import json
-
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items() if value is not None}
+    return {key: as_text(value) for key, value in values.items() if value is not None}
 
 
 def _refuse(files: Iterable[Path], euid: int | None = None) -> None:
@@ -220,6 +224,8 @@ def _plugin(raw: Mapping[str, Any], directory: Path, is_built_in: bool, package:
     name = _typed(table, "name", str, "")
     if not _NAME.fullmatch(name):
         raise Unusable(f"[plugin] needs a name of a-z 0-9 _ -, not '{name}'" if name else "[plugin] name is missing")
+    if name in _RESERVED and not is_built_in:
+        raise Unusable(f"the name '{name}' stands for something else in app.toml and router.toml")
     api = _typed(table, "api", int, 1)
     if not 1 <= api <= API:
         raise Unusable(f"needs version {api} of the hooks, this router has {API}")
@@ -229,6 +235,8 @@ def _plugin(raw: Mapping[str, Any], directory: Path, is_built_in: bool, package:
     timeout = float(_typed(table, "timeout", (int, float), 30))
     if not 0 < timeout <= 86400:
         raise Unusable(f"timeout {timeout:g} is not a number of seconds above 0")
+    # the properties of built-in plugins are those of nginx: they are read where those are asked for
+    keys = _keys(_typed(table, "config", dict, {}), {} if is_built_in else _typed(table, "properties", dict, {}))
     return Plugin(
         name=name,
         directory=directory,
@@ -236,7 +244,8 @@ def _plugin(raw: Mapping[str, Any], directory: Path, is_built_in: bool, package:
         version=_typed(table, "version", str, ""),
         priority=priority,
         timeout=timeout,
-        config=as_config(_typed(table, "config", dict, {})),
+        config=as_config({key.name: key.default for key in keys.values()}),
+        keys=keys,
         hooks=_hooks(table["hooks"]) if "hooks" in table else None,
         commands={command: _command(command, name, raw) for command, raw in _typed(table, "commands", dict, {}).items()},
         is_built_in=is_built_in,
@@ -253,12 +262,30 @@ def _hooks(names: object) -> frozenset[str]:
     return frozenset(names)
 
 
+def _keys(config: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, Key]:
+    for name in (*config, *properties):
+        if not _KEY.fullmatch(name):
+            raise Unusable(f"a key is of letters, digits, _ and -, not '{name}'")
+    found = {name: of_default(name, default) for name, default in config.items()}
+    for name, row in properties.items():
+        if name in found:
+            raise Unusable(f"{name} stands in [plugin.config] and in [plugin.properties]")
+        if not isinstance(row, dict):
+            raise Unusable(f"[plugin.properties.{name}] is not a table")
+        try:
+            found[name] = of_property(name, row)
+        except UsageProblem as why:
+            raise Unusable(why.message) from None
+    return found
+
+
 def _command(name: str, plugin: str, raw: object) -> Command:
     if not _COMMAND.fullmatch(name):
         raise Unusable(f"'{name}' is not a command such as noun:verb")
     if not isinstance(raw, dict):
         raise Unusable(f"command {name} needs {{help = ..., run = ...}}")
-    command = Command(name, plugin, *(_typed(raw, key, str, "") for key in ("help", "run", "kind", "usage")))
+    words, run, kind, usage = (_typed(raw, key, str, "") for key in ("help", "run", "kind", "usage"))
+    command = Command(name, plugin, words, run, kind, usage, is_hidden=raw.get("hidden") is True)
     path = Path(command.run)
     if not command.run or path.is_absolute() or ".." in path.parts:
         raise Unusable(f"command {name}: run = '{command.run}' is neither FILE.py:FUNCTION nor a file of the plugin")

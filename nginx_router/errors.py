@@ -78,6 +78,9 @@ class ReloadFailed(RouterError):
 
     exit_code = 9
 
+    #: Whether nginx said what is wrong with the configuration, or failed for another reason.
+    is_of_the_configuration = False
+
 
 class StateCorrupt(RouterError):
     """What is on disk cannot be what this program wrote."""

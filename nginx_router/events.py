@@ -341,6 +341,40 @@ def _set_property(text: str, path: str, table: str, key: str, value: str | None)
     return None if is_there else set_key(text, table, key, value)
 
 
+def _snippets(event: Event, world: World) -> Edit:
+    assert event.app is not None
+    texts = dict(require(world, event.app))
+    name, path = event.args["name"], f"{SNIPPETS}{event.args['name']}.conf"
+    notes: tuple[str, ...] = ()
+    if event.args["verb"] == "add":
+        notes = (f"snippet {name} of {event.app} is this already",) if texts.get(path) == event.args["text"] else ()
+        texts[path] = event.args["text"]
+    elif texts.pop(path, None) is None:
+        notes = (f"{event.app} has no snippet {name}",)
+    return Edit(apps={event.app: texts}, notes=notes)
+
+
+def _plugin_key(event: Event, world: World) -> Edit:
+    """KEY of a plugin's table in router.toml or an app.toml; whoever asks has checked the value, and no KEY means the table."""
+    table, key, value = event.args["table"], event.args["key"], event.args["value"]
+    texts = dict(require(world, event.app)) if event.app else {}
+    old = texts.get(APP_TOML, "") if event.app else world.config
+    have = parse_toml(f"apps/{event.app}/{APP_TOML}" if event.app else "router.toml", old, event.app)
+    if key is None:
+        new = set_key(old, "", table, None)
+        notes: tuple[str, ...] = ()
+    else:
+        now = have.get(table, {}).get(key)
+        same = (type(now), now) == (type(value), value)
+        new = old if same else set_key(old, table, key, value)
+        notes = _unchanged(key, value) if same else ()
+    if event.app is None:
+        return Edit(config=new, notes=notes)
+    if new != old:
+        texts[APP_TOML] = new
+    return Edit(apps={event.app: texts}, notes=notes)
+
+
 def _unchanged(key: str, value: Any) -> tuple[str, ...]:
     return (f"{key} is {'unset' if value is None else value} already",)
 
@@ -412,6 +446,8 @@ _ACTIONS: Mapping[str, Callable[[Event, World], Edit]] = {
     "scale": _deploy,
     "ports": _ports,
     "property": _property,
+    "snippets": _snippets,
+    "plugin-key": _plugin_key,
     "lock": _lock,
     "global-domains": _global_domains,
     "restore": _restore,

@@ -10,7 +10,7 @@ import stat
 import time
 from pathlib import Path
 
-from .errors import Busy, UsageProblem
+from .errors import Busy, NotPermitted, UsageProblem
 
 #: The largest file an app may bring; larger ones are mistakes.
 LARGEST = 1 << 20
@@ -19,7 +19,7 @@ LARGEST = 1 << 20
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Make `path` hold `data`: a crash at any point leaves the old bytes or the new ones.
 
-    An existing file keeps its mode and owner.
+    An existing file keeps its mode and owner; what root makes belongs to the owner of its directory.
     """
     with contextlib.suppress(FileNotFoundError):
         was = path.lstat()
@@ -27,7 +27,20 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         owner = (was.st_uid, was.st_gid)
         _write(path, data, mode, owner)
         return
-    _write(path, data, mode, None)
+    _write(path, data, mode, _owner_of(path.parent))
+
+
+def make_directory(path: Path) -> None:
+    """Make `path` and what it lies in, readable whatever the umask, the owner of the directory above as its owner."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+        path.chmod(0o755)
+        owner = _owner_of(path.parent)
+        if owner and owner != (os.geteuid(), os.getegid()):
+            os.chown(path, *owner)
 
 
 def sync_directory(path: Path) -> None:
@@ -56,11 +69,14 @@ def read_text(path: Path) -> str | None:
 
     Raises:
         UsageProblem: it is no regular file, too large, or holds a NUL byte.
+        NotPermitted: this user may not read it.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:
+        raise NotPermitted(f"{path} may not be read by this user") from None
     except OSError as why:
         if why.errno in (errno.ELOOP, errno.ENXIO):
             raise UsageProblem(f"{path}: a link or a device, not a regular file") from None
@@ -128,6 +144,14 @@ class FileLock:
                     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                     return f"pid {pid} ({command[:120]})"
         return "another process"
+
+
+def _owner_of(directory: Path) -> tuple[int, int] | None:
+    # a change that root makes in somebody's root must not lock its owner out
+    if os.geteuid() != 0:
+        return None
+    found = directory.stat()
+    return found.st_uid, found.st_gid
 
 
 def _write(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None) -> None:

@@ -88,7 +88,14 @@ class Generations:
         try:
             target = str(self.paths.current.readlink())
         except FileNotFoundError:
-            return None
+            # the very first change may have been cut off behind its staging; then its intent says so
+            if self.paths.intent.exists() or not self.numbers():
+                return None
+            newest = self.directory(self.numbers()[-1])
+            raise StateCorrupt(
+                f"{self.paths.current} is gone, and the generations are not",
+                hint=f"ln -s generations/{newest.name} {self.paths.current}, then router reconcile --all",
+            ) from None
         except OSError:
             target = "itself: no link"
         name = Path(target).name
@@ -134,7 +141,7 @@ class Generations:
     def numbers(self) -> list[int]:
         """Every generation that is kept, oldest first."""
         try:
-            return sorted(int(p.name) for p in self.paths.generations.iterdir() if p.name.isdigit())
+            return sorted(int(p.name) for p in self.paths.generations.iterdir() if p.name.isdigit() and (p / "state.json").exists())
         except FileNotFoundError:
             return []
 
@@ -174,9 +181,16 @@ class Generations:
         """Keep `data` as an object; the name under which it is found."""
         sha = hashlib.sha256(data).hexdigest()
         path = self.object_path(sha)
-        if not path.exists():
+        if not self.is_intact(sha):
             write_atomic(path, data, mode=0o444)
         return sha
+
+    def is_intact(self, sha: str) -> bool:
+        """Whether an object is there and what its name says."""
+        try:
+            return hashlib.sha256(self.object_path(sha).read_bytes()).hexdigest() == sha
+        except FileNotFoundError:
+            return False
 
     def stage(self, number: int, files: Mapping[str, str]) -> None:
         """Write the directory of generation `number`; nothing points to it yet."""

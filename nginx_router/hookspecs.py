@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .errors import NotFound, nearest
+from .errors import NotFound, UsageProblem, nearest
+from .names import shown
 
 #: The version of this contract; a plugin that needs a newer one is not loaded.
 API = 1
@@ -78,14 +80,30 @@ class Hook:
         """The arguments of an executable for `event`, as `argv` says."""
         return [argument for word in self.argv.split() for argument in _WORDS[word](event)]
 
+    def event(self, words: Sequence[str]) -> dict[str, Any]:
+        """The reverse of `arguments`: what an event holds whose executables get `words`; those at the end may be left out.
+
+        Raises:
+            UsageProblem: there are more than the hook has, or one is not what stands there.
+        """
+        told: dict[str, Any] = {}
+        left = list(words)
+        for word in self.argv.split():
+            taken, left = (left, []) if word.endswith("...") else (left[:1], left[1:])
+            if taken and taken != [""]:
+                told |= _TOLD[word](taken)
+        if left:
+            raise UsageProblem(f"{self.name} has the arguments {self.argv}, and not {shown(left[0])}")
+        return told
+
     def complete(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """`event` with every key that it promises: what the caller left out is filled with who, when and nothing."""
-        uid = os.getuid()
+        user, uid = who()
         common = {
             "app": None,
             "action": "",
             "command": "",
-            "user": event.get("user") or _user(uid),
+            "user": user,
             "uid": uid,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **{key: copy.copy(KEYS[key][0]) for key in self.keys},
@@ -108,6 +126,38 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], Iterable[str]]] = {
     "APP...": lambda e: e["apps"],
 }
 
+
+def _to_number(word: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", word):
+        raise UsageProblem(f"{shown(word)} is not a number")
+    return int(word)
+
+
+def _to_processes(words: Sequence[str]) -> dict[str, Any]:
+    new: dict[str, list[str]] = {}
+    for word in words:
+        process, equals, address = word.partition("=")
+        if not equals:
+            raise UsageProblem(f"{shown(word)} is not PROCESS=ADDRESS")
+        new.setdefault(process, []).append(address)
+    return {process: {"old": [], "new": addresses} for process, addresses in new.items()}
+
+
+#: What an argument, or all that are left, says of the event.
+_TOLD: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
+    "APP": lambda w: {"app": w[0]},
+    "ACTION": lambda w: {"action": w[0]},
+    "DOMAIN...": lambda w: {"domains": list(w)},
+    "PROCESS=ADDRESS...": lambda w: {"processes": _to_processes(w)},
+    "PROCESS": lambda w: {"process": w[0]},
+    "COUNT": lambda w: {"count": _to_number(w[0])},
+    "ADDRESS...": lambda w: {"endpoints": list(w)},
+    "OLD": lambda w: {"old_app": w[0]},
+    "NEW": lambda w: {"app": w[0]},
+    "GENERATION": lambda w: {"generation": _to_number(w[0])},
+    "APP...": lambda w: {"apps": list(w), "app": w[0]},
+}
+
 _DOMAINS = "APP ACTION DOMAIN..."
 _DEPLOY = "APP PROCESS=ADDRESS..."
 _SCALE = "APP PROCESS COUNT"
@@ -124,16 +174,16 @@ _TABLE = (
     Hook("pre-destroy", "gate", "an app is about to be destroyed"),
     Hook("pre-domains-update", "gate", "an app's domains are about to change; `domains`: those named", _DOMAINS, ("domains",)),
     Hook("pre-deploy", "gate", "new instances are about to replace old ones; asked before their checks", _DEPLOY, _SWAP),
-    Hook("pre-scale", "gate", "a process is about to get another number of instances", _SCALE, ("process", "count", "endpoints", *_SWAP)),
+    Hook("pre-scale", "gate", "a process is about to get another number of instances; `endpoints`: those that it has", _SCALE, ("process", "count", "endpoints", *_SWAP)),
     Hook("pre-apply", "gate", "a rendered vhost is about to be served; asked once for each app", _APPLY, (*_APPLIED, "vhost")),
     Hook("nginx-http-snippet", "collect", "lines for nginx's http level, beside the app's server blocks"),
     Hook("nginx-server-snippet", "collect", "lines for each server block of the app"),
     Hook("nginx-location-snippet", "collect", "lines for the app's location /"),
-    Hook("template-dirs", "collect", "directories of templates, one a line"),
-    Hook("report-rows", "collect", "rows for the app's report, one a line"),
-    Hook("doctor-checks", "collect", "what this plugin finds wrong with the host, one a line"),
+    Hook("template-dirs", "collect", "directories of `*.j2` that own templates may include, one a line; the plugin's own are relative"),
+    Hook("report-rows", "collect", "rows for the app's report, `KEY: VALUE`, one a line"),
+    Hook("doctor-checks", "collect", "checks of `router doctor`, one JSON object a line: `{name, ok, problem, fix}`"),
     Hook("nginx-app-template-source", "first", "the text of the app's template"),
-    Hook("app-hostname", "first", "the domain that a new app gets; `domains`: the global ones", keys=("domains",)),
+    Hook("app-hostname", "first", "the domains that a new app gets, separated by white space; `domains`: the global ones", keys=("domains",)),
     Hook("certificate-for", "first", "the certificate for `domains`", keys=("domains",)),
     Hook("endpoint-resolve", "first", "the IP addresses of `host`, separated by white space", keys=("host", "endpoints")),
     Hook("scale", "run", "start and stop instances; stdout: the full wanted set of endpoints, one a line", _SCALE, ("process", "count", "endpoints")),
@@ -144,7 +194,7 @@ _TABLE = (
     Hook("post-domains-update", "notify", "an app's domains changed; `domains`: those named", _DOMAINS, ("domains",)),
     Hook("post-upstreams-update", "notify", "an app's endpoints changed by hand or by `apps:upstreams`", keys=("endpoints",)),
     Hook("post-deploy", "notify", "new instances serve, and the old ones are drained or given up", _DEPLOY, _SWAP),
-    Hook("post-scale", "notify", "a process has another number of instances", _SCALE, ("process", "count", "endpoints", *_SWAP)),
+    Hook("post-scale", "notify", "a process has another number of instances; `endpoints`: those that it has now", _SCALE, ("process", "count", "endpoints", *_SWAP)),
     Hook("post-certs-update", "notify", "an app's certificate changed", keys=("domains",)),
     Hook("endpoints-retired", "notify", "nothing goes to `endpoints` any more: they may be stopped", _STOP, ("endpoints",)),
     Hook("post-apply", "notify", "a change is served", _APPLY, _APPLIED),
@@ -154,6 +204,19 @@ _TABLE = (
 
 #: Every hook by its name with dashes.
 HOOKS: Mapping[str, Hook] = {hook.name: hook for hook in _TABLE}
+
+
+def who() -> tuple[str, int]:
+    """Who asks, name and number: with sudo the person, and not root."""
+    import pwd
+
+    uid = os.getuid()
+    behind = os.environ.get("SUDO_UID", "") if uid == 0 else ""
+    uid = int(behind) if behind.isdigit() else uid
+    try:
+        return pwd.getpwuid(uid).pw_name, uid
+    except KeyError:
+        return str(uid), uid
 
 
 def lookup(name: str) -> Hook:
@@ -204,12 +267,3 @@ def markdown() -> str:
 
 def _number(value: int | None) -> str:
     return "" if value is None else str(value)
-
-
-def _user(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

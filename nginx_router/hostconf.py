@@ -29,8 +29,11 @@ class HostConf:
 
     pid: str = ""
     error_log: str = ""
+    main: list[tuple[str, list[str]]] = field(default_factory=list)  # directives at main level
     http: list[tuple[str, list[str]]] = field(default_factory=list)  # directives at http level
+    sockets: list[str] = field(default_factory=list)  # unix sockets that servers listen on
     default_servers: set[str] = field(default_factory=set)  # listeners that have a default_server
+    names: dict[tuple[str, int], str] = field(default_factory=dict)  # server_name and port -> file:line
     includes_router: bool = False
 
 
@@ -57,6 +60,7 @@ def facts(root: Path, settings: Globals, previous: HostFacts | None, host: HostC
         for name, args in host.http:
             has += [f"{name} {args[0]}", name] if args else [name]
         has += [f"default_server:{listen}" for listen in host.default_servers]
+        has += [f"server_name {name} {port} {place}" for (name, port), place in host.names.items()]
     return HostFacts(
         ipv6=has_ipv6(),
         nofile=nofile,
@@ -101,15 +105,21 @@ def _walk(path: Path, base: Path, root: Path, context: list[str], found: HostCon
     for error in payload["errors"]:
         raise UsageProblem(f"{path}:{error.get('line') or 1}: {error['error']}")
     for config in payload["config"]:
-        _block(config["parsed"], base, root, context, found, depth)
+        _block(config["parsed"], path, base, root, context, found, depth)
 
 
-def _block(directives: list[dict[str, Any]], base: Path, root: Path, context: list[str], found: HostConf, depth: int) -> None:
+def _block(directives: list[dict[str, Any]], path: Path, base: Path, root: Path, context: list[str], found: HostConf, depth: int) -> None:
+    if context == ["http", "server"]:
+        _names(directives, path, found)
     for directive in directives:
         name, args = directive["directive"], directive["args"]
+        if not context and name != "include":
+            found.main.append((name, args))
+        if context == ["http", "server"] and name == "listen" and args and args[0].startswith("unix:"):
+            found.sockets.append(args[0])
         if name == "include" and args:
             pattern = str(base / args[0])
-            if Path(args[0]).is_absolute() and str(root) in args[0]:
+            if Path(args[0]).is_relative_to(root):
                 found.includes_router = True
                 continue
             for file in sorted(glob.glob(pattern)):  # noqa: PTH207 - an absolute pattern
@@ -123,7 +133,17 @@ def _block(directives: list[dict[str, Any]], base: Path, root: Path, context: li
         elif context == ["http", "server"] and name == "listen" and {"default_server", "default"} & set(args[1:]):
             found.default_servers.add(listener(args[0]))
         if directive.get("block") and name in ("http", "server"):
-            _block(directive["block"], base, root, [*context, name], found, depth)
+            _block(directive["block"], path, base, root, [*context, name], found, depth)
+
+
+def _names(server: list[dict[str, Any]], path: Path, found: HostConf) -> None:
+    listens = [d["args"][0] for d in server if d["directive"] == "listen" and d["args"]] or ["80"]
+    ports = {int(word) for listen in listens if (word := listen.rpartition(":")[2]).isdigit()} | ({80} if "80" in listens else set())
+    for directive in server:
+        if directive["directive"] == "server_name":
+            for name in directive["args"]:
+                for port in ports:
+                    found.names.setdefault((name.lower(), port), f"{path}:{directive['line']}")
 
 
 def _built_in(binary: str) -> dict[str, str]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from . import lines
 from .errors import UsageProblem, nearest
+from .keys import Keys, check_table
 from .names import AppName, Domain, Endpoint, Port, Process, domain, endpoint_line, port_entry, process_name, shown
-from .properties import PROPERTIES, lookup
+from .properties import PROPERTIES, lookup, refused
 
 #: The files of an app that make its configuration, beside `nginx.conf.d/*.conf`.
 DOMAINS, UPSTREAMS, APP_TOML, TEMPLATE = "DOMAINS", "UPSTREAMS", "app.toml", "nginx.conf.j2"
@@ -24,6 +25,9 @@ SNIPPETS = "nginx.conf.d/"
 
 #: Relative path -> text, of everything in an app's directory that makes its configuration.
 Texts = Mapping[str, str]
+
+#: The plugins that may have keys in app.toml and router.toml: their names, or their names with the keys that they declare.
+Tables = Collection[str] | Mapping[str, Keys]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -94,6 +98,7 @@ class Facts:
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     snippets: tuple[tuple[str, str, str], ...] = ()  # hook, plugin, text
     template: tuple[str, str] | None = None  # plugin, text
+    templates: Mapping[str, str] = field(default_factory=dict)  # name -> text, of what own templates may include
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a file."""
@@ -101,6 +106,7 @@ class Facts:
             "resolved": {k: list(v) for k, v in sorted(self.resolved.items())},
             "snippets": [list(s) for s in self.snippets],
             "template": list(self.template) if self.template else None,
+            **({"templates": dict(self.templates)} if self.templates else {}),
         }
 
     @classmethod
@@ -111,6 +117,7 @@ class Facts:
             {k: tuple(v) for k, v in raw.get("resolved", {}).items()},
             tuple((h, p, t) for h, p, t in raw.get("snippets", [])),
             (template[0], template[1]) if template else None,
+            dict(raw.get("templates", {})),
         )
 
 
@@ -152,8 +159,8 @@ class Entry:
     objects: tuple[str, ...] = ()  # included by the vhost
 
 
-def parse_app(name: str, texts: Texts, tables: Iterable[str] = ()) -> App:
-    """The app that `texts` describe; `tables` are the plugins that may have keys in app.toml.
+def parse_app(name: str, texts: Texts, tables: Tables = ()) -> App:
+    """The app that `texts` describe; `tables` are the plugins that may have keys in app.toml, and which.
 
     Raises:
         UsageProblem: a file breaks a rule; file and line are named.
@@ -171,12 +178,15 @@ def parse_app(name: str, texts: Texts, tables: Iterable[str] = ()) -> App:
     raw = parse_toml(f"{where}{APP_TOML}", texts.get(APP_TOML, ""), name)
     problem = _Places(f"{where}{APP_TOML}", texts.get(APP_TOML, ""), name)
     known = {"ports", "locked", "domains", "count", "nginx"}
-    allowed = known | set(tables)
     for key in raw:
-        if key not in allowed:
+        if key in known:
+            continue
+        if key not in tables:
             raise problem.at(key, f"unknown key {shown(key)}")
-        if key not in known and not isinstance(raw[key], dict):
+        if not isinstance(raw[key], dict):
             raise problem.at(key, f"{shown(key)} is a table of a plugin")
+        if isinstance(tables, Mapping):
+            check_table(key, tables[key], raw[key], problem.at)
     switch = raw.get("domains", "enabled")
     if switch not in ("enabled", "disabled"):
         raise problem.at("domains", "domains is enabled or disabled")
@@ -198,8 +208,10 @@ def parse_app(name: str, texts: Texts, tables: Iterable[str] = ()) -> App:
     )
 
 
-def parse_globals(config: str, domains_text: str, tables: Iterable[str] = ()) -> Globals:
+def parse_globals(config: str, domains_text: str, tables: Tables = ()) -> Globals:
     """The host-wide settings of `router.toml` and the global `DOMAINS`.
+
+    The keys of a plugin are looked at when it is called: a wrong one is that plugin's affair, and the host is not held up.
 
     Raises:
         UsageProblem: a file breaks a rule; file and line are named.
@@ -207,7 +219,7 @@ def parse_globals(config: str, domains_text: str, tables: Iterable[str] = ()) ->
     raw = parse_toml("router.toml", config)
     problem = _Places("router.toml", config, None)
     for key in raw:
-        if key not in {"proxy", "nginx", *tables}:
+        if key not in ("proxy", "nginx") and key not in tables:
             raise problem.at(key, f"unknown table {shown(key)}")
         if not isinstance(raw[key], dict):
             raise problem.at(key, f"{shown(key)} is a table")
@@ -267,7 +279,7 @@ def parse_toml(path: str, text: str, app: str | None = None) -> dict[str, Any]:
             raise UsageProblem(f"{path}:{number}: not UTF-8", app=app)
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as why:
+    except (ValueError, RecursionError) as why:  # TOMLDecodeError is a ValueError, and so is a number of 5,000 digits
         line = re.search(r"line (\d+)", str(why))
         raise UsageProblem(f"{path}:{line[1] if line else 1}: {why}", app=app) from None
 
@@ -309,10 +321,12 @@ def _properties(table: str, raw: Mapping[str, Any], problem: _Places) -> dict[st
         raise problem.at(table, f"{table} is a table")
     found = {}
     for key, value in given.items():
-        if key not in PROPERTIES[table]:
+        if key not in PROPERTIES[table] and key not in refused():
             raise problem.at(key, f"unknown {table} property {shown(key)}{nearest(key, PROPERTIES[table])}")
         try:
-            found[key] = lookup(table, key).parse(value)
+            known = lookup(table, key)
+            known.require_scope(problem.app)
+            found[key] = known.parse(value)
         except UsageProblem as why:
             raise problem.at(key, why.message) from None
     return found

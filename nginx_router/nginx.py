@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from . import hostconf, sockets
 from .errors import ProxyDown, ReloadFailed, UsageProblem
 from .hostconf import HostConf
 from .model import Globals, HostFacts
-from .processes import all_pids, children, command_line, is_alive, open_files, started_at
+from .processes import all_pids, children, command_line, has_our_root, is_alive, open_files, started_at
 from .settings import LONGEST_SOCKET, Paths
 
 #: How long a reload may take to be proven; with 10,000 vhosts the parse alone takes 6 s.
@@ -121,7 +121,7 @@ class Nginx:
     def wanted(self) -> bool:
         """Whether the operator wants it to run; in host mode: it includes router, and runs or was seen to."""
         if self.host is None:
-            return self.paths.wanted.exists()
+            return self.paths.wanted.exists() or self.master() is not None
         return self.host.includes_router and (self.paths.wanted.exists() or self.master() is not None)
 
     def master(self) -> int | None:
@@ -165,7 +165,9 @@ class Nginx:
 
     def test(self, conf: Path) -> Test:
         """`nginx -t` of a file."""
-        done = self._run(["-t", "-q", "-c", str(conf), "-p", f"{conf.parent}/"], timeout=120)
+        done = self._run(["-t", "-q", *self._read_from(conf)], timeout=120)
+        if done.returncode < 0:
+            raise ReloadFailed(f"nginx -t was ended by signal {-done.returncode}", hint="the same command again")
         return Test(done.returncode == 0, tuple(_messages(done.stderr)))
 
     def start(self, facts: HostFacts, probe: str) -> None:
@@ -233,15 +235,16 @@ class Nginx:
         self._note_proof("")
         command = self.settings.get("reload-command")
         if self.is_host_mode and command:
-            done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60, check=False)
+            done = _run(shlex.split(command), 60, f"the reload-command ({command})")
         else:
             conf = self.conf if self.is_host_mode else self._write_signal_conf()
-            done = self._run(["-s", "reload", "-c", str(conf), "-p", f"{conf.parent}/"], timeout=60)
+            done = self._run(["-s", "reload", *self._read_from(conf)], timeout=60)
         if done.returncode != 0:
             log.close()
+            self._note_proof(before)
             raise ReloadFailed(f"the reload failed: {_words(done.stderr.splitlines())}", hint=f"its log: {self.error_log}")
         try:
-            self._prove(master, old, facts, probe, log)
+            self._prove(master, old, lambda: self._answers(facts, probe, before), log)
         except _Kept:
             self._note_proof(before)
             raise
@@ -262,7 +265,8 @@ class Nginx:
         left = []
         for pid in list(all_pids()):
             title = command_line(pid)
-            if title.startswith("nginx: ") and (str(self.conf) in title or (title.startswith("nginx: worker") and log in open_files(pid))):
+            is_ours = self._is_title_of_ours(title) or (title.startswith("nginx: worker") and log in open_files(pid))
+            if title.startswith("nginx: ") and is_ours and has_our_root(pid):
                 left.append((pid, started_at(pid)))
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid, started in left:
@@ -283,12 +287,17 @@ class Nginx:
         if self.is_host_mode:
             raise UsageProblem(f"systemd owns nginx here (mode host): router does not {verb} it", hint=f"sudo systemctl {verb} nginx")
 
-    def _prove(self, master: int, old: Sequence[Worker], facts: HostFacts, probe: str | None, log: _LogTail) -> None:
+    def _answers(self, facts: HostFacts, probe: str | None, before: str) -> bool:
+        answer = self.probe(facts)
+        # without a probe of ours the host's default site may answer in its place
+        return answer == probe if probe is not None else answer is None or answer != before
+
+    def _prove(self, master: int, old: Sequence[Worker], answers: Callable[[], bool], log: _LogTail) -> None:
         deadline = time.monotonic() + PROOF_SECONDS
         while True:
             self._raise_on(log.messages(master))
             letting_go = all(not is_alive(w.pid, w.started) or "shutting down" in command_line(w.pid) for w in old)
-            if letting_go and self.probe(facts) == probe:
+            if letting_go and answers():
                 self._raise_on(log.messages(master))
                 return
             if not is_alive(master):
@@ -305,7 +314,7 @@ class Nginx:
                 words = next((m for m in said if "bind()" in m and "still" not in m), text)
                 raise _Kept(f"nginx did not take the change up: {words}", hint=f"its log: {self.error_log}")
             if "conflicting server name" in text and not self.is_host_mode:
-                raise ReloadFailed(f"nginx took the change up with a conflict: {text}", hint=f"its log: {self.error_log}")
+                raise _Conflicting(f"nginx took the change up with a conflict: {text}", hint=f"its log: {self.error_log}")
 
     def _proven(self) -> str:
         try:
@@ -314,7 +323,9 @@ class Nginx:
             return ""
 
     def _note_proof(self, probe: str) -> None:
-        (self.paths.run / "proven").write_text(probe)
+        # on a full disk it is not noted, and the next command proves again
+        with contextlib.suppress(OSError):
+            (self.paths.run / "proven").write_text(probe)
 
     def client_connections(self, master: int) -> int:
         """How many client connections the workers that accept hold: a reload closes the idle ones."""
@@ -327,39 +338,66 @@ class Nginx:
 
     def _is_ours(self, pid: int) -> bool:
         title = command_line(pid)
-        return title.startswith("nginx: master process") and (self.is_host_mode or str(self.conf) in title)
+        return title.startswith("nginx: master process") and (self.is_host_mode or self._is_title_of_ours(title))
+
+    def _is_title_of_ours(self, title: str) -> bool:
+        # as a word: another root may lie in a directory whose path ends like ours
+        return f" -c {self.conf} " in f"{title} "
 
     def _write_signal_conf(self) -> Path:
+        from .render import quoted  # with jinja2, which a look at the proxy does without
+
         # `nginx -s` parses the file it is given for the pid alone: 4 ms here, 75 with 1,000 vhosts
         path = self.paths.run / "signal.conf"
-        text = f'pid "{self.pid_file}";\nevents {{}}\n'
+        text = f"pid {quoted(self.pid_file)};\nevents {{}}\n"
         if not path.exists() or path.read_text() != text:
             fresh = path.with_name(f".signal.conf.{os.getpid()}")
             fresh.write_text(text)
             fresh.rename(path)
         return path
 
+    def _read_from(self, conf: Path) -> list[str]:
+        # the distribution's configuration is read under its own prefix: its load_module lines are relative to that
+        prefix = ["-p", f"{conf.parent}/"] if conf.is_relative_to(self.paths.root) else []
+        return ["-c", str(conf), *prefix]
+
     def _run(self, arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
         # the master opens two logs an app before it sets any limit of its own, and the usual soft limit is 1024
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, hostconf.MOST_FILES), hard))
         # -e: before the configuration is read, messages would go to the built-in log, which a plain user cannot open
-        try:
-            return subprocess.run(
-                [self.binary, "-e", "stderr", *arguments],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except subprocess.TimeoutExpired:
-            raise ReloadFailed(f"nginx {arguments[0]} did not end within {timeout:.0f} s", hint=f"its log: {self.error_log}") from None
+        return _run([self.binary, "-e", "stderr", *arguments], timeout, f"nginx {arguments[0]}")
+
+
+def _run(words: Sequence[str], timeout: float, what: str) -> subprocess.CompletedProcess[str]:
+    # a process group of its own: Ctrl-C is for the command, and must not become a verdict of nginx
+    try:
+        return subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+        )
+    except subprocess.TimeoutExpired:
+        raise ReloadFailed(f"{what} did not end within {timeout:.0f} s", hint="router status") from None
+    except OSError as why:
+        raise ReloadFailed(f"{what} cannot be run: {why.strerror}") from None
 
 
 class _Kept(ReloadFailed):
     """The master said itself that it keeps the old configuration."""
+
+    is_of_the_configuration = True
+
+
+class _Conflicting(ReloadFailed):
+    """The master took it up, but gave one app's name to another."""
+
+    is_of_the_configuration = True
 
 
 class _LogTail:

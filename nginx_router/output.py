@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from .errors import RouterError, UsageProblem, nearest
 from .names import readable, shown
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 #: What a shell sees of a process whose reader went away (128 + SIGPIPE).
 READER_GONE = 141
+_NUMBER = re.compile(r"[-+]?[0-9.]+%?")
 
 
 class Output:
@@ -103,14 +106,62 @@ class Output:
                     self.data()
                 self._row(row)
 
-    def changed(self, outcomes: Sequence[Outcome], *, single: bool = True) -> None:
+    def facts(self, rows: Iterable[tuple[str, str]]) -> None:
+        """A short word and what there is to say of it, one a line; the word of several lines stands once."""
+        found = list(rows)
+        width = max((len(word) for word, _ in found), default=0)
+        before = None
+        for word, text in found:
+            label = f"{'' if word == before else word:<{width}}"
+            self.data(f"{_bold(label) if word != before and _takes_colour(self._stdout) else label}  {text}".rstrip())
+            before = word
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Aligned columns, numbers to the right; on a terminal a line that does not fit is cut."""
+        width = shutil.get_terminal_size().columns if self._stdout.isatty() else 0
+        for number, line in enumerate(_aligned(columns, rows)):
+            line = f"{line[: width - 1]}…" if 0 < width < len(line) else line
+            self.data(_bold(line) if number == 0 and _takes_colour(self._stdout) else line)
+
+    def live(self, draw: Callable[[], tuple[str, Sequence[str], Sequence[Sequence[object]]]], interval: float) -> bool:
+        """Show a headline and a table that change every `interval` seconds, until q or Ctrl-C; False: this is no terminal.
+
+        It takes one screen and leaves it as it was; what does not fit is left out.
+        """
+        if not self._stdout.isatty() or not sys.stdin.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+            return False
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        console = Console(file=self._stdout, highlight=False)
+
+        def screen() -> Text:
+            head, columns, rows = draw()
+            lines = [head, "", *_aligned(columns, rows)][: console.height - 1]
+            shown_lines = [Text(line[: console.width], style="bold" if number in (0, 2) else "") for number, line in enumerate(lines)]
+            return Text("\n").join([*shown_lines, Text("q ends".rjust(console.width - 1), style="dim")])
+
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            _single_keys(sys.stdin) as pressed,
+            Live(screen(), console=console, screen=True, auto_refresh=False) as view,
+        ):
+            while not pressed(interval):
+                view.update(screen(), refresh=True)
+        return True
+
+    def changed(self, outcomes: Sequence[Outcome], *, single: bool = True, about: Mapping[str, Any] | None = None) -> None:
         """How a change went: one line for each thing that was changed, on stderr, or JSON.
 
         Events that were left out are named with their errors, and the process ends with the exit code of the first, by name.
         """
         if self.is_json:
             answers = [_answer(outcome) for outcome in outcomes]
-            self.json(answers[0] if single and len(answers) == 1 else answers)
+            if about is not None:
+                self.json({**about, "apps": answers})  # the apps are what followed from something else
+            else:
+                self.json(answers[0] if single and len(answers) == 1 else answers)
         elif not self.is_dry_run:  # a rehearsal has said it all
             self._say_changed(outcomes)
         failed = sorted((o for o in outcomes if o.error), key=lambda o: o.app or "")
@@ -174,7 +225,7 @@ class Output:
     def _row(self, row: Mapping[str, Any]) -> None:
         width = max((len(key) for key in row), default=0) + 1
         lines = [(key, text) for key, value in row.items() for text in [_lines(value)]]
-        if _takes_colour(self._stdout):
+        if self._stdout.isatty():
             self._pretty(lines)
             return
         for key, texts in lines:
@@ -188,9 +239,52 @@ class Output:
         from rich.text import Text
 
         grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")  # a value goes on below itself, and all of it can be copied
         for key, texts in lines:
             grid.add_row(Text(key, style="bold cyan"), Text("\n".join(texts)))
-        Console(file=self._stdout, highlight=False).print(grid)
+        colour: Literal["auto"] | None = "auto" if _takes_colour(self._stdout) else None
+        Console(file=self._stdout, highlight=False, color_system=colour).print(grid)
+
+
+@contextlib.contextmanager
+def _single_keys(stdin: TextIO) -> Iterator[Callable[[float], bool]]:
+    """Within it keys come as they are typed; the function waits so many seconds for `q`."""
+    import select
+    import termios
+    import time
+    import tty
+
+    def pressed(seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([descriptor], [], [], left)[0] and os.read(descriptor, 64)[:1] in (b"q", b"Q", b"\x04", b""):
+                return True
+        return False
+
+    descriptor = stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _aligned(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A header and rows as lines; a column of numbers is set to the right, the last column is not filled up."""
+    cells = [[_word(cell) for cell in row] for row in rows]
+    lines = [[""] * (len(cells) + 1) for _ in columns]
+    for number, name in enumerate(columns):
+        own = [row[number] for row in cells]
+        width = max(map(len, [name, *own]))
+        is_number = bool(own) and all(not text or _NUMBER.fullmatch(text) for text in own)
+        lines[number] = [text.rjust(width) if is_number else text.ljust(width) for text in [name, *own]]
+    return ["  ".join(parts).rstrip() for parts in zip(*lines, strict=True)]
+
+
+def _bold(text: str) -> str:
+    return f"\x1b[1m{text}\x1b[0m"
 
 
 def _subject(outcome: Outcome) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .commands import alias, usage
+from . import helptext
+from .commands import usage
 from .errors import UsageProblem, nearest
 from .names import shown
 
@@ -79,7 +80,7 @@ def parse(command: Command, function: Callable[..., Any], args: Sequence[str], s
     """
     reader = _reader(command, function)
     if any(arg in _HELP for arg in _before_dashes(args)):
-        return Call(help=_help_text(command, function, reader.rows))
+        return Call(help=helptext.page(_explained(command, function, reader)))
     words, key = _take_key(command, args, reader.options)
     try:
         values = reader.read(_with_stdin(words, stdin))
@@ -91,6 +92,11 @@ def parse(command: Command, function: Callable[..., Any], args: Sequence[str], s
         raise UsageProblem(f"there is no format {shown(form)}", hint="--format json is the one there is")
     rest = tuple(values.pop(reader.rest, None) or ())
     return Call(values, rest, None, dry_run, seconds, form == "json", key)
+
+
+def explain(command: Command, function: Callable[..., Any]) -> helptext.Explained:
+    """What there is to say of a command."""
+    return _explained(command, function, _reader(command, function))
 
 
 class _Wrong(Exception):
@@ -116,7 +122,7 @@ class _Plain(_Reader):
         self._parameters = parameters
         self._by_option = {option: p for p in parameters for option in p.options}
         self.options = frozenset(self._by_option)
-        self.rows = [(f"{p.label} {p.metavar}".rstrip() if p.options else p.label, p.help) for p in parameters]
+        self.rows = [(_left(p.options, p.metavar) if p.options else p.label, p.help) for p in parameters]
         self.rest = next((p.name for p in parameters if p.is_rest), "")
 
     def read(self, args: Sequence[str]) -> dict[str, Any]:
@@ -186,10 +192,7 @@ class _Typer(_Reader):
         found: list[Any] = self._command.params
         self.options = frozenset(option for p in found for option in (*p.opts, *p.secondary_opts) if option.startswith("-"))
         self.rows = [
-            (
-                f"{each.opts[0]} {each.metavar or ''}".rstrip() if each.opts[0].startswith("-") else each.metavar or each.name.upper(),
-                each.help or "",
-            )
+            (_left(each.opts, each.metavar or "") if each.opts[0].startswith("-") else each.metavar or each.name.upper(), each.help or "")
             for each in found
         ]
 
@@ -278,6 +281,11 @@ def _plain(parameter: inspect.Parameter) -> Parameter | None:
     )
 
 
+def _left(options: Sequence[str], metavar: str) -> str:
+    """How an option is explained: `-f, --follow`, `--drain S`."""
+    return f"{', '.join(sorted(options, key=len))} {metavar}".rstrip()
+
+
 def _is_simple(parameters: Sequence[Parameter]) -> bool:
     arguments = [p for p in parameters if not p.options]
     optional = [p.is_required for p in arguments]
@@ -294,16 +302,12 @@ def _value(parameter: Parameter, word: str) -> Any:
     return value
 
 
-def _help_text(command: Command, function: Callable[..., Any], rows: Iterable[tuple[str, str]]) -> str:
+def _explained(command: Command, function: Callable[..., Any], reader: _Reader) -> helptext.Explained:
     import inspect
 
-    short = alias(command.name)
-    text = [f"usage: {usage(command)}", *([f"       {usage(command, short)}"] if short else []), ""]
-    text += [inspect.getdoc(function) or command.help, ""]
-    shown_rows = [*rows, *([("--KEY", "Print one value: any key of the JSON form.")] if command.kind == "report" else [])]
-    shown_rows.append((", ".join(_HELP), "Print this."))
-    width = max(len(left) for left, _ in shown_rows)
-    return "\n".join([*text, *(f"  {left:<{width}}  {right}".rstrip() for left, right in shown_rows)])
+    count = len(reader.rows) - len(COMMON[command.kind])
+    common = [*reader.rows[count:], *([("--KEY", "Print one value: any key of the JSON form.")] if command.kind == "report" else [])]
+    return helptext.explained(command, inspect.getdoc(function) or "", reader.rows[:count], [*common, (", ".join(_HELP), "Print this.")])
 
 
 def _before_dashes(args: Sequence[str]) -> Sequence[str]:

@@ -10,18 +10,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import discovery, executables
 from .discovery import Command, Plugin, Unusable
-from .errors import Busy, PluginBroken, Refused, RouterError, Terminated
+from .errors import Busy, PluginBroken, Refused, RouterError, Terminated, UsageProblem
 from .executables import Failure
 from .files import LARGEST
-from .hookspecs import API, Hook, Kind, lookup
+from .hookspecs import API, HOOKS, Hook, Kind, lookup
+from .keys import Keys
 from .registry import HookEvent, Implementation, Registry, words
 from .settings import Paths
+
+#: Plugin -> its keys and their values, as router.toml or an app.toml has them.
+Tables = Mapping[str, Mapping[str, Any]]
 
 #: The hooks within which this process runs, as `kind:app` words.
 _INSIDE = "ROUTER_INSIDE"
@@ -56,6 +61,16 @@ def refuse_inside(app: str | None) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Listed:
+    """One plugin, be it usable, switched off or broken."""
+
+    name: str
+    plugin: Plugin | None  # None: its plugin.toml cannot be read
+    is_enabled: bool
+    problem: str | None
+
+
 class Plugins:
     """All plugins of one root."""
 
@@ -63,15 +78,42 @@ class Plugins:
         self,
         paths: Paths,
         say: Callable[[str], None],
-        settings: Callable[[], Mapping[str, Mapping[str, Any]]],
+        settings: Callable[[], Tables],
         *,
+        app_settings: Callable[[str], Tables] = lambda app: {},
         built_in: Path | None = None,
+        instead: Mapping[str, Path | None] | None = None,
+        disabled: frozenset[str] | None = None,
     ) -> None:
         self._paths = paths
         self._say = say
         self._settings = settings
-        self._registry = Registry(paths.plugins, built_in, self._execute)
+        self._app_settings = app_settings
+        self._built_in = built_in
+        self._foreseen: tuple[Tables, Mapping[str, Tables]] | None = None
+        self._registry = Registry(paths.plugins, built_in, self._execute, instead=instead, disabled=disabled)
         self._named: set[str] = set()
+
+    def supposing(self, instead: Mapping[str, Path | None], disabled: frozenset[str]) -> Plugins:
+        """These plugins as they would be with other directories (None: without that one) and other ones switched off."""
+        return Plugins(
+            self._paths,
+            self._say,
+            self._settings,
+            app_settings=self._app_settings,
+            built_in=self._built_in,
+            instead=instead,
+            disabled=disabled,
+        )
+
+    @contextlib.contextmanager
+    def foreseeing(self, host: Tables, apps: Mapping[str, Tables]) -> Iterator[None]:
+        """Within it plugins have these settings, which a change is about to write, and not those in the files."""
+        before, self._foreseen = self._foreseen, (host, apps)
+        try:
+            yield
+        finally:
+            self._foreseen = before
 
     def commands(self, *, all: bool = False) -> dict[str, Command]:
         """Every command by its name, from `plugin.toml` files alone; `all`: those of installed Python packages too."""
@@ -80,8 +122,32 @@ class Plugins:
         return {name: command for plugin in self._registry.plugins().values() for name, command in plugin.commands.items()}
 
     def names(self) -> list[str]:
-        """Every plugin there is, those that are disabled or broken too: each may have keys in app.toml."""
+        """Every plugin there is, those that are disabled or broken too."""
         return sorted({*self._registry.plugins(), *self._registry.broken, *self._registry.disabled})
+
+    def roster(self) -> dict[str, Listed]:
+        """Every plugin there is with all that is known of it; imports each."""
+        broken = self.broken(all=True)
+        usable, off = self._registry.plugins(), dict[str, Plugin | None](self._registry.switched_off)
+        for name in self._registry.disabled:
+            if (self._paths.plugins / name).is_dir():
+                off.setdefault(name, None)
+        return {
+            name: Listed(name, usable.get(name) or off.get(name), name not in self._registry.disabled, broken.get(name))
+            for name in sorted({*usable, *off, *broken})
+        }
+
+    def host_settings(self) -> Tables:
+        """What router.toml says to plugins."""
+        return self._settings()
+
+    def app_settings(self, app: str) -> Tables:
+        """What the app.toml of an app says to plugins."""
+        return self._app_settings(app)
+
+    def tables(self) -> KnownTables:
+        """The plugins that may have keys in router.toml and app.toml, and which: those that are uninstalled too, if their data was kept."""
+        return KnownTables(self._registry, self._paths.root / "data")
 
     def function(self, command: Command) -> Callable[..., Any]:
         """The Python function of a command; imports its file and no other of the plugin.
@@ -114,7 +180,11 @@ class Plugins:
             discovery.refuse_foreign(plugin)
         except Unusable as why:
             raise PluginBroken(f"plugin {plugin.name}: {why}") from None
-        return path, self._environment(plugin, self._config(plugin), self._make_data(plugin))
+        try:
+            config = self._config(plugin, None)
+        except UsageProblem as why:
+            raise PluginBroken(f"plugin {plugin.name}: router.toml: {why.message}", hint=why.hint) from None
+        return path, self._environment(plugin, config, self._make_data(plugin))
 
     def has(self, hook: str) -> bool:
         """Whether calling this hook does anything.
@@ -128,6 +198,27 @@ class Plugins:
     def order(self, hook: str) -> list[str]:
         """The plugins that have this hook, in the order in which they are called."""
         return [each.plugin.name for each in self._implementations(hook)]
+
+    def calls(self, hook: str) -> list[Implementation]:
+        """What is called for a hook, in order."""
+        return self._implementations(hook)
+
+    def hooks_of(self, name: str) -> list[str]:
+        """The hooks that a plugin has."""
+        return [hook for hook in HOOKS if name in self.order(hook)]
+
+    def config(self, name: str) -> dict[str, str]:
+        """The keys of a plugin as it gets them for the host; nothing of one that cannot be used."""
+        plugin = self._registry.plugins().get(name)
+        try:
+            return self._config(plugin, None) if plugin else {}
+        except UsageProblem:
+            return dict(plugin.config) if plugin else {}
+
+    def directory(self, name: str) -> Path | None:
+        """The directory of a plugin that can be used; None for one that is a Python package."""
+        plugin = self._registry.plugins().get(name)
+        return plugin.directory if plugin else None
 
     def broken(self, *, all: bool = False) -> dict[str, str]:
         """Plugin -> why it cannot be used, as far as they were looked at; `all`: look at each one, and import it."""
@@ -168,6 +259,19 @@ class Plugins:
                 raise _broken(each, full, why) from why
             if text.strip():
                 answers.append((each.plugin.name, text))
+        return answers
+
+    def survey(self, hook: str, event: Mapping[str, Any], only: Collection[str] | None = None) -> list[tuple[str, str | Failure]]:
+        """The answers of all plugins (or of `only` these) to a collect hook, or how each failed: for what shows and changes nothing."""
+        full = _complete(hook, "collect", event)
+        answers: list[tuple[str, str | Failure]] = []
+        for each in self._implementations(hook):
+            if only is not None and each.plugin.name not in only:
+                continue
+            try:
+                answers.append((each.plugin.name, self._call(each, full)))
+            except Failure as why:
+                answers.append((each.plugin.name, why))
         return answers
 
     def first(self, hook: str, event: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -244,11 +348,18 @@ class Plugins:
             if name not in self._named:
                 self._named.add(name)
                 self._say(f"warning: plugin {name} is broken and left out: {why}")
+        if hook == "nginx-server-snippet":
+            found += [Implementation(p, _directives(p), str(p.directory)) for p in self._registry.plugins().values() if _has_directives(p)]
+            found.sort(key=lambda each: (each.plugin.priority, each.plugin.name))
         return found
 
     def _call(self, each: Implementation, event: Mapping[str, Any]) -> str:
         own = HookEvent(json.loads(json.dumps(event)))  # its own copy: what it does to it is its own affair
-        own.plugin, own.config, own.data = each.plugin.name, self._config(each.plugin), self._make_data(each.plugin)
+        try:
+            config = self._config(each.plugin, event["app"])
+        except UsageProblem as why:
+            raise Failure(f"router.toml: {why.message}", crashed=True, hint=f"router plugins:set {each.plugin.name} KEY VALUE") from None
+        own.plugin, own.config, own.data = each.plugin.name, config, self._make_data(each.plugin)
         try:
             with _marked(lookup(event["hook"]).kind, event["app"]):
                 answer = each.call(own)
@@ -285,8 +396,21 @@ class Plugins:
             **{f"CONFIG_{key.upper().replace('-', '_')}": value for key, value in config.items()},
         }
 
-    def _config(self, plugin: Plugin) -> dict[str, str]:
-        return {**plugin.config, **discovery.as_config(self._settings().get(plugin.name, {}))}
+    def _config(self, plugin: Plugin, app: str | None) -> dict[str, str]:
+        """The values of its keys: the app's over the host's over the default.
+
+        Raises:
+            UsageProblem: one is of another type; an app.toml with such a one is never taken up, so that it stands in router.toml.
+        """
+        if self._foreseen is None:
+            host, own = self._settings(), self._app_settings(app) if app else {}
+        else:
+            host, own = self._foreseen[0], self._foreseen[1].get(app or "", {})
+        values = {**host.get(plugin.name, {}), **own.get(plugin.name, {})}
+        for name, value in values.items():
+            if name in plugin.keys:
+                values[name] = plugin.keys[name].accept(value)
+        return {**plugin.config, **discovery.as_config(values)}
 
     def _make_data(self, plugin: Plugin) -> Path:
         data = self._paths.root / "data" / plugin.name
@@ -313,6 +437,31 @@ class Plugins:
         left = [address for address in event["endpoints"] if address in printed] or event["endpoints"]
         self._say(f"warning: plugin {each.plugin.name} failed {_what(event)}: {why.reason}; still running: {' '.join(left)}")
         return "".join(f"{address}\n" for address in left)
+
+
+class KnownTables(Mapping[str, Keys]):
+    """Plugin -> the keys it declares; those of installed Python packages are looked for last, because that takes 10 ms."""
+
+    def __init__(self, registry: Registry, data: Path) -> None:
+        self._registry, self._data = registry, data
+
+    def __getitem__(self, name: str) -> Keys:
+        registry = self._registry
+        for _ in range(2):
+            if name in registry.plugins():
+                return registry.plugins()[name].keys
+            if name in registry.broken or name in registry.disabled or (self._data / name).is_dir():
+                return {}
+            registry.scan_entry_points()
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._registry.scan_entry_points()
+        kept = {path.name for path in self._data.glob("*") if path.is_dir()}
+        return iter(sorted({*self._registry.plugins(), *self._registry.broken, *self._registry.disabled, *kept}))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 @contextlib.contextmanager
@@ -352,6 +501,21 @@ def _text(answer: object) -> str:
         raise Failure("answered with what is not UTF-8 text", crashed=True)
     if size > LARGEST:
         raise Failure(f"answered with more than {LARGEST} bytes", crashed=True)
+    return answer
+
+
+def _has_directives(plugin: Plugin) -> bool:
+    return any(key.directive for key in plugin.keys.values())
+
+
+def _directives(plugin: Plugin) -> Callable[[HookEvent], str]:
+    """What the properties of a plugin that are directives come to, as if it had said so itself."""
+
+    def answer(event: HookEvent) -> str:
+        from .render import quoted  # with jinja2, which a change loads anyway
+
+        return "".join(f"{key.directive} {quoted(event.config[key.name])};\n" for key in plugin.keys.values() if key.directive)
+
     return answer
 
 

@@ -27,6 +27,15 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def has_our_root(pid: int) -> bool:
+    """Whether a process sees the same file system as this one: another machine's nginx may have our very paths."""
+    try:
+        theirs, ours = os.stat(f"/proc/{pid}/root/."), os.stat("/")  # noqa: PTH116 - a link that is not to be resolved by name
+    except OSError:
+        return False
+    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+
+
 def children(pid: int) -> list[int]:
     """The processes that `pid` started and that have not ended."""
     return [child for child in all_pids() if (fields := _stat(child)) and int(fields[1]) == pid and fields[0] not in "ZX"]

@@ -1,25 +1,32 @@
 """Every property in one table: it drives `set`, `report`, rendering and the documentation.
 
-Those of the host (`proxy`) stand here; those of nginx are declared by the plugin that has their commands, in its plugin.toml:
+Those of the host (`proxy`) stand here; those of nginx are declared by the built-in plugin that has their commands, in the
+properties.toml beside its plugin.toml:
 
-    [plugin.properties.proxy-read-timeout]
-    type = "time"                       # size, time, number (with min and max) or word (with words)
+    [proxy-read-timeout]
+    type = "time"                       # a kind of `kinds`, with what that takes: words, min and max, ...
     default = "60s"
     help = "how long an instance may be silent"
     directive = "proxy_read_timeout"    # optional: rendered into each server block of an app
+    nginx = "60s"                       # optional: nginx's own default, where it is another; only what differs is rendered
+    needs = "gzip"                      # optional: rendered where that property is on
+    host = "why"                        # optional: it is the host's alone (--global)
+    also = ["read-timeout"]             # optional: other names of it
+
+    [nginx-service-command]
+    refused = "why it is not offered"
 """
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from . import kinds
 from .errors import UsageProblem, nearest
-from .names import ip_address, port_number, shown
+from .names import shown
 from .resources import shipped
 
 Table = Literal["nginx", "proxy"]
@@ -36,6 +43,9 @@ class Property:
     help: str
     check: Callable[[str], str]
     directive: str = ""
+    nginx: str = ""  # nginx's own default of the directive
+    needs: str = ""  # the property that must be on for the directive to be rendered
+    host: str = ""  # why an app cannot have its own
 
     def parse(self, value: object) -> str:
         """The value in its one spelling, from a command or a TOML file.
@@ -54,82 +64,43 @@ class Property:
         except ValueError:
             raise UsageProblem(f"{self.name} {shown(text)} is not {self.rule}") from None
 
+    def require_scope(self, app: str | None) -> None:
+        """Make sure that `app` (None: the host) may have it.
 
-def _matching(pattern: str) -> Callable[[str], str]:
-    compiled = re.compile(pattern)
-
-    def check(text: str) -> str:
-        if not compiled.fullmatch(text):
-            raise ValueError(text)
-        return text
-
-    return check
-
-
-def _port(text: str) -> str:
-    try:
-        return str(port_number(text))
-    except UsageProblem:
-        raise ValueError(text) from None
+        Raises:
+            UsageProblem: it is the host's alone; why, and the command that sets it.
+        """
+        if app is not None and self.host:
+            raise UsageProblem(
+                f"{self.name} is the host's alone: {self.host}", hint=f"router nginx:set --global {self.name} VALUE", app=app
+            )
 
 
-def _whole(low: int, high: int) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise ValueError(text)
-        return str(int(text))
+def _proxy(name: str, default: str, rule: str, help: str, check: Callable[[str], str]) -> Property:
+    return Property(name, "proxy", default, rule, help, check)
 
-    return check
-
-
-def _addresses(text: str) -> str:
-    # a second listen on the same address is refused by nginx
-    return " ".join(dict.fromkeys(ip_address(word.removeprefix("[").removesuffix("]")) for word in text.split()))
-
-
-def _command(text: str) -> str:
-    # it is run without a shell: what only a shell understands would not do what it says
-    if not re.fullmatch(r"[^\n;&|<>$`]+", text) or not shlex.split(text):
-        raise ValueError(text)
-    return text
-
-
-_PATH = _matching(r"/[^\s;{}'\"\\$#]+")
-_SITE = _matching(r"444|404|421|https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~/?&=%-]*)?")
 
 _PROXY = (
-    Property(
-        "mode", "proxy", "managed", "managed or host", "whose nginx serves: router's own, or the distribution's", _matching("managed|host")
-    ),
-    Property(
-        "http-port", "proxy", "", "a port from 1 to 65535", "the port of apps without ports of their own (8080; host mode: 80)", _port
-    ),
-    Property("https-port", "proxy", "", "a port from 1 to 65535", "the same for apps with a certificate (8443; host mode: 443)", _port),
-    Property(
-        "bind-address", "proxy", "", "IP addresses", "where nginx listens; unset: everywhere, IPv6 too where the host has it", _addresses
-    ),
-    Property("nginx-binary", "proxy", "nginx", "a command or an absolute path", "the nginx to run", _matching(r"[A-Za-z0-9._/+-]+")),
-    Property("nginx-conf", "proxy", "/etc/nginx/nginx.conf", "an absolute path", "host mode: the distribution's configuration", _PATH),
-    Property("reload-command", "proxy", "", "a command with its arguments", "host mode: what reloads nginx", _command),
-    Property("updates", "proxy", "reload", "reload", "how endpoint changes reach nginx", _matching("reload")),
-    Property("generations-keep", "proxy", "50", "a number from 2 to 10000", "how many generations are kept", _whole(2, 10000)),
-    Property("default-site", "proxy", "444", "444, 404, 421 or a URL", "what a host name that no app owns is answered", _SITE),
+    _proxy("mode", "managed", "managed or host", "whose nginx serves: router's own, or the distribution's", kinds.matching("managed|host")),
+    _proxy("http-port", "", "a port from 1 to 65535", "the port of apps without ports of their own (8080; host mode: 80)", kinds.port),
+    _proxy("https-port", "", "a port from 1 to 65535", "the same for apps with a certificate (8443; host mode: 443)", kinds.port),
+    _proxy("bind-address", "", "IP addresses", "where nginx listens; unset: everywhere, IPv6 too where the host has it", kinds.addresses),
+    _proxy("nginx-binary", "nginx", "a command or an absolute path", "the nginx to run", kinds.matching(r"[A-Za-z0-9._/+-]+")),
+    _proxy("nginx-conf", "/etc/nginx/nginx.conf", "an absolute path", "host mode: the distribution's configuration", kinds.PATH),
+    _proxy("reload-command", "", "a command with its arguments", "host mode: what reloads nginx", kinds.command),
+    _proxy("updates", "reload", "reload", "how endpoint changes reach nginx", kinds.matching("reload")),
+    _proxy("generations-keep", "50", "a number from 2 to 10000", "how many generations are kept", kinds.whole(2, 10000)),
+    _proxy("default-site", "444", "444, 404, 421 or a URL", "what a host name that no app owns is answered", kinds.SITE),
 )
-
-#: Type -> rule and check, of a property that a plugin declares.
-_TYPES: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, Callable[[str], str]]]] = {
-    "size": lambda row: ("a size such as 2m, 0 for no limit", _matching(r"[0-9]{1,9}[kKmMgG]?")),
-    "time": lambda row: ("a time such as 60s", _matching(r"[1-9][0-9]{0,7}(ms|s|m|h|d)?")),
-    "number": lambda row: (f"a number from {row['min']} to {row['max']}", _whole(row["min"], row["max"])),
-    "word": lambda row: (" or ".join(row["words"]), _matching("|".join(map(re.escape, row["words"])))),
-}
 
 
 class _Tables(Mapping[str, Mapping[str, Property]]):
-    """The tables by name; the plugins' are read when one is first asked for, which `version` or `apps:list` never do."""
+    """The tables by name; that of nginx is read when it is first asked for, which `version` or `apps:list` never do."""
 
     def __getitem__(self, table: str) -> Mapping[str, Property]:
-        return {"nginx": _declared, "proxy": _host}[table]()
+        if table not in ("nginx", "proxy"):
+            raise KeyError(table)
+        return _declared()[0] if table == "nginx" else _host()
 
     def __iter__(self) -> Iterator[str]:
         return iter(("nginx", "proxy"))
@@ -142,26 +113,43 @@ PROPERTIES: Mapping[str, Mapping[str, Property]] = _Tables()
 
 
 def lookup(table: str, name: str) -> Property:
-    """The property `name` of `table`.
+    """The property `name` of `table`, by its own name or another one of it.
 
     Raises:
-        UsageProblem: there is none; the nearest is named.
+        UsageProblem: there is none (the nearest is named), or it is refused (why is said).
     """
-    found = PROPERTIES[table].get(name)
+    known = PROPERTIES[table]
+    if name not in known and table == "nginx":
+        _, refused, also = _declared()
+        if name in refused:
+            raise UsageProblem(f"nginx property {name} is refused: {refused[name]}")
+        name = also.get(name, name)
+    found = known.get(name)
     if found is None:
-        known = PROPERTIES[table]
         raise UsageProblem(f"no {table} property {shown(name)}{nearest(name, known)}", hint=f"there are: {' '.join(known)}")
     return found
 
 
+def refused() -> Mapping[str, str]:
+    """The properties of other routers that are not offered: name -> why."""
+    return _declared()[1]
+
+
+def of_directive(directive: str) -> Property | None:
+    """The nginx property that a directive is rendered for."""
+    return next((p for p in PROPERTIES["nginx"].values() if p.directive == directive), None)
+
+
 def declared(name: str, row: Mapping[str, Any]) -> Property:
-    """The nginx property that `[plugin.properties.NAME]` of a plugin.toml describes.
+    """The property that a row of properties.toml, or `[plugin.properties.NAME]` of a stranger's plugin.toml, describes.
 
     Raises:
         KeyError: `row` lacks what its type needs.
     """
-    rule, check = _TYPES[row["type"]](row)
-    return Property(name, "nginx", row["default"], rule, row["help"], check, row.get("directive", ""))
+    rule, check = kinds.KINDS[row["type"]](row)
+    return Property(
+        name, "nginx", row["default"], rule, row["help"], check, *(row.get(key, "") for key in ("directive", "nginx", "needs", "host"))
+    )
 
 
 @cache
@@ -170,13 +158,18 @@ def _host() -> Mapping[str, Property]:
 
 
 @cache
-def _declared() -> Mapping[str, Property]:
+def _declared() -> tuple[Mapping[str, Property], Mapping[str, str], Mapping[str, str]]:
     import tomllib
 
-    found = {}
-    for manifest in sorted(shipped("plugins").glob("*/plugin.toml")):
-        text = manifest.read_text()
-        if "[plugin.properties." in text:  # to parse them all would take longer than all the rest of a small command
-            rows = tomllib.loads(text)["plugin"]["properties"]
-            found.update({name: declared(name, row) for name, row in rows.items()})
-    return found
+    found: dict[str, Property] = {}
+    refused: dict[str, str] = {}
+    also: dict[str, str] = {}
+    # a file of its own: every command reads the plugin.toml files, and few ask for a property
+    for manifest in sorted(shipped("plugins").glob("*/properties.toml")):
+        for name, row in tomllib.loads(manifest.read_text()).items():
+            if "refused" in row:
+                refused[name] = row["refused"]
+            else:
+                found[name] = declared(name, row)
+                also |= dict.fromkeys(row.get("also", ()), name)
+    return found, refused, also

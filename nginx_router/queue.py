@@ -69,7 +69,8 @@ class Queue:
         for name in sorted(os.listdir(self.directory)):  # noqa: PTH208 - names only
             ident, _, kind = name.rpartition(".")
             if name.startswith("."):
-                continue  # being written
+                self._sweep(name)  # being written, or left by a full disk or a killed asker
+                continue
             if kind == "json":
                 try:
                     (self.directory / name).rename(self.directory / f"{ident}.taken")
@@ -86,6 +87,10 @@ class Queue:
             else:
                 taken.append(found)
         return taken
+
+    def drop(self, ident: str) -> None:
+        """Take a submission away that its own asker could not lead."""
+        (self.directory / f"{ident}.taken").unlink(missing_ok=True)
 
     def answer(self, ident: str, answers: Sequence[Mapping[str, Any]]) -> None:
         """Tell the asker; the answer is there before the submission is gone."""
@@ -104,6 +109,17 @@ class Queue:
         path.unlink(missing_ok=True)
         return list(found)
 
+    def is_waited_for(self, ident: str) -> bool:
+        """Whether the asker of a submission that was taken lives."""
+        found = self._read(ident)
+        pid = ident.split("-")[1]
+        return is_alive(found.pid, found.started) if found else pid.isdigit() and is_alive(int(pid))
+
+    def command(self, ident: str) -> str:
+        """The words of a submission that was taken and not answered; else nothing."""
+        found = self._read(ident)
+        return found.command if found else ""
+
     def _read(self, ident: str) -> Submission | None:
         try:
             raw = json.loads((self.directory / f"{ident}.taken").read_bytes())
@@ -113,7 +129,7 @@ class Queue:
             return None
 
     def _sweep(self, name: str) -> None:
-        # an answer that nobody read: its asker was killed while it waited
+        # nobody reads or finishes it: its asker was killed
         pid = name.split("-")[1] if name.count("-") >= 2 else ""
         if not pid.isdigit() or not is_alive(int(pid)):
             with contextlib.suppress(FileNotFoundError):
@@ -122,5 +138,9 @@ class Queue:
     def _write(self, name: str, raw: Any) -> None:
         # no fsync: the queue does not outlive its askers, and they do not outlive a power cut
         fresh = self.directory / f".{name}"
-        fresh.write_text(json.dumps(raw), encoding="utf-8")
-        fresh.rename(self.directory / name)
+        try:
+            fresh.write_text(json.dumps(raw), encoding="utf-8")
+            fresh.rename(self.directory / name)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise

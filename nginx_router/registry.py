@@ -51,17 +51,29 @@ class Implementation:
 
     plugin: Plugin
     call: Callable[[HookEvent], object]
+    where: str = ""  # the file, or the package, that is called
 
 
 class Registry:
     """The plugins of one root, looked at only as far as somebody asks."""
 
-    def __init__(self, installed: Path, built_in: Path | None, execute: Execute) -> None:
+    def __init__(
+        self,
+        installed: Path,
+        built_in: Path | None,
+        execute: Execute,
+        *,
+        instead: Mapping[str, Path | None] | None = None,
+        disabled: frozenset[str] | None = None,
+    ) -> None:
         self.broken: dict[str, str] = {}  # plugin -> why it cannot be used
+        self.switched_off: dict[str, Plugin] = {}  # those of the disabled plugins that can be read
         self.missed: dict[str, frozenset[str]] = {}  # such a plugin -> the hooks that it is known to have
         self._installed = installed
         self._built_in = built_in
         self._execute = execute
+        self._instead = instead or {}  # directory name -> what is to stand there, None: nothing
+        self._supposed_disabled = disabled
         self._plugins: dict[str, Plugin] | None = None
         self._disabled: frozenset[str] = frozenset()
         self._entry_points: dict[str, EntryPoint] | None = None
@@ -73,12 +85,14 @@ class Registry:
         """The plugins that can be used, as far as is known, from their `plugin.toml` files alone."""
         if self._plugins is None:
             self._plugins = {}
-            self._disabled = discovery.disabled(self._installed)
-            built_in = self._built_in or shipped("plugins")
-            for parent in (built_in, self._installed):
-                for directory in discovery.directories(parent):
+            self._disabled = discovery.disabled(self._installed) if self._supposed_disabled is None else self._supposed_disabled
+            built_in = discovery.directories(self._built_in or shipped("plugins"))
+            installed: dict[str, Path | None] = {directory.name: directory for directory in discovery.directories(self._installed)}
+            installed.update(self._instead)
+            for is_built_in, directories in ((True, built_in), (False, filter(None, (installed[name] for name in sorted(installed))))):
+                for directory in directories:
                     try:
-                        self._admit(discovery.read(directory, is_built_in=parent == built_in))
+                        self._admit(discovery.read(directory, is_built_in=is_built_in))
                     except Unusable as why:
                         if directory.name not in self._disabled:
                             self._leave_out(directory.name, str(why), discovery.known_hooks(directory))
@@ -100,6 +114,7 @@ class Registry:
         self.plugins()
         for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
             if point.name in self._disabled:
+                self.switched_off.setdefault(point.name, Plugin(name=point.name, package=point.module))
                 continue
             try:
                 self._admit(discovery.packaged(point.name, point.module))
@@ -122,7 +137,7 @@ class Registry:
             name, _, form = each.plugin_name.partition(" ")
             if name in self.plugins():  # else it was left out after half of it was registered
                 plugin = self.plugins()[name]
-                found.append((plugin.priority, name, form, Implementation(plugin, _caller(each))))
+                found.append((plugin.priority, name, form, Implementation(plugin, _caller(each), _where(plugin, hook, form))))
         return [implementation for *_, implementation in sorted(found, key=lambda item: item[:3])]
 
     def register(self, plugin: Plugin) -> None:
@@ -163,6 +178,7 @@ class Registry:
     def _admit(self, plugin: Plugin) -> None:
         plugins = self.plugins()
         if plugin.name in self._disabled:
+            self.switched_off[plugin.name] = plugin
             return
         if plugin.name in plugins:
             raise Unusable(f"the name '{plugin.name}' is taken by {plugins[plugin.name].directory or 'a Python package'}")
@@ -249,6 +265,12 @@ def words(why: BaseException, plugin: Plugin) -> str:
 def _caller(each: pluggy.HookImpl) -> Callable[[HookEvent], object]:
     # pluggy lets an implementation leave out the argument that it does not use
     return lambda event: each.function(*(event for _ in each.argnames))
+
+
+def _where(plugin: Plugin, hook: Hook, form: str) -> str:
+    if plugin.directory is None or plugin.package:
+        return plugin.package
+    return str(plugin.directory / (discovery.MODULE if form == discovery.MODULE else hook.name))
 
 
 def _make_package(name: str, directory: Path | None) -> None:

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateSyntaxError, UndefinedError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, TemplateSyntaxError, UndefinedError
 
+from . import directives
 from .errors import TemplateError, UsageProblem
 from .model import TEMPLATE, App, Facts, Globals, HostFacts
 from .names import WEB, Endpoint, listener
-from .properties import PROPERTIES
 from .resources import shipped
 from .sandbox import Sandbox
 from .settings import LONGEST_SOCKET
@@ -58,12 +58,29 @@ class Renderer:
                 raise UsageProblem(f"{app.name}: port {number} is given to {found[number]} and to {entry.process}", app=app.name)
         return found
 
-    def listens(self, port: int) -> list[str]:
-        """The arguments of `listen` for a port."""
+    def listens(self, port: int, app: App | None = None) -> list[str]:
+        """The arguments of `listen` for a port: of the host, or of an app.
+
+        Raises:
+            UsageProblem: the app asks for addresses that the host does not have.
+        """
         bound = self.settings.get("bind-address").split()
-        if bound:
-            return [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in bound]
-        return [str(port), f"[::]:{port}"] if self.facts.ipv6 else [str(port)]
+        found = bound or (["", "::"] if self.facts.ipv6 else [""])
+        if app is not None:
+            found = directives.addresses(app.name, self.properties(app), bound, ipv6=self.facts.ipv6)
+        return [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}".lstrip(":") for ip in found]
+
+    def properties(self, app: App) -> dict[str, str]:
+        """The nginx properties of an app that count."""
+        return directives.computed(app.nginx, self.settings.nginx)
+
+    def template_of(self, app: App, facts: Facts) -> tuple[str, str] | None:
+        """Where the template of an app comes from, and its text; None: the shipped one."""
+        if self.properties(app)["disable-custom-config"] == "true":
+            return None
+        if app.template is not None:
+            return f"apps/{app.name}/{TEMPLATE}", app.template
+        return (f"the template of plugin {facts.template[0]}", facts.template[1]) if facts.template else None
 
     def vhost(
         self, app: App, facts: Facts, includes: Sequence[Include], *, http: Sequence[Include] = (), location: Sequence[Include] = ()
@@ -72,22 +89,23 @@ class Renderer:
 
         Raises:
             TemplateError: its own template, or a plugin's, does not render.
-            UsageProblem: its ports contradict each other.
+            UsageProblem: its ports or its properties contradict each other.
         """
         values = self.values(app, facts, includes, http=http, location=location)
         if not values["upstreams"] and not values["servers"] and not app.domains:
             return ""
-        if app.template is not None:
-            return self._custom(app, app.template, f"apps/{app.name}/{TEMPLATE}", values)
-        if facts.template is not None:
-            return self._custom(app, facts.template[1], f"the template of plugin {facts.template[0]}", values)
+        own = self.template_of(app, facts)
+        if own is not None:
+            return self._custom(app, own[1], own[0], values, facts.templates)
         return self._shipped.get_template("vhost.conf.j2").render(values)
 
     def values(
         self, app: App, facts: Facts, includes: Sequence[Include], *, http: Sequence[Include] = (), location: Sequence[Include] = ()
     ) -> dict[str, Any]:
         """What a vhost template is given; docs/templates.md explains each."""
-        nginx = {name: app.nginx.get(name) or self.settings.nginx.get(name) or p.default for name, p in PROPERTIES["nginx"].items()}
+        nginx = self.properties(app)
+        directives.check(app.name, nginx)
+        variables = directives.believed(app.name, app.nginx, nginx)
         upstreams = [u for process in app.processes if (u := _upstream(app, process, facts, nginx))]
         names = {u["process"]: u["name"] for u in upstreams}
         by_process: dict[str, list[int]] = {}
@@ -97,7 +115,7 @@ class Renderer:
             {
                 "process": process,
                 "ports": ports,
-                "listens": [listen for port in ports for listen in self.listens(port)],
+                "listens": [listen for port in ports for listen in self.listens(port, app)],
                 "names": list(app.served_domains),
                 "upstream": names.get(process),
                 "includes": [{"path": i.path, "source": i.source} for i in includes],
@@ -119,10 +137,12 @@ class Renderer:
             "upstreams": upstreams,
             "servers": servers if app.served_domains else [],
             "nginx": nginx,
-            "directives": [(p.directive, nginx[name]) for name, p in PROPERTIES["nginx"].items() if p.directive],
+            "directives": directives.of_server(nginx, {*app.nginx, *self.settings.nginx}, self.facts.host_has),
+            "maps": directives.maps(variables, nginx["trusted-proxies"]) if app.nginx.get("trusted-proxies") else [],
+            "headers": directives.forwarded(nginx, variables),
+            "error_pages": nginx["error-pages"] == "default",
             "server_tokens": self._server_tokens(),
-            "access_log": f"{self.root}/log/{app.name}-access.log",
-            "error_log": f"{self.root}/log/{app.name}-error.log",
+            **directives.logs(app.name, f"{self.root}/log", nginx),
         }
 
     def http(
@@ -144,6 +164,7 @@ class Renderer:
             ports = [*{*ports, self.settings.http_port}]
         free = [[listen for listen in self.listens(p) if not self._host_has_default(listen)] for p in sorted(ports)]
         bound = self.settings.get("bind-address").split()
+        everywhere = directives.believed("", {}, directives.computed({}, self.settings.nginx))
         return self._shipped.get_template("router.conf.j2").render(
             number=number,
             probe=probe,
@@ -153,6 +174,8 @@ class Renderer:
             probe_clients=sorted({"127.0.0.1", "::1", *bound}),
             host_has=self.facts.host_has,
             server_tokens=self._server_tokens(),
+            directives=directives.of_default_sites(self.settings.nginx),
+            maps=directives.maps(everywhere, self.settings.nginx.get("trusted-proxies", "")),
             default_sites=[{"listens": listens, "answer": answer} for listens in free if listens],
             vhosts=[{"app": app, "path": path} for app, path in sorted(vhosts.items())],
             others={"listens": [listen for p in sorted(ports) for listen in self.listens(p)], "names": sorted(others)},
@@ -167,7 +190,8 @@ class Renderer:
         """
         alone = Renderer(self.root, self.settings, replace(self.facts, host_has=()))
         names = [_SECOND_NAME, *others]
-        router_conf = alone.http(0, "validate", ports, vhosts, probe_socket=f"{directory}/probe.sock", others=names)
+        socket = f"{directory}/probe.sock"
+        router_conf = alone.http(0, "validate", ports, vhosts, probe_socket=socket if len(socket) <= LONGEST_SOCKET else "", others=names)
         return {"nginx.conf": self.main(0, directory, f"{directory}", f"{directory}"), "router.conf": router_conf}
 
     def main(self, number: int, directory: Path, run: str = "", log: str = "") -> str:
@@ -198,11 +222,15 @@ class Renderer:
         # at http level it would hold for the host's own sites too, and twice it is an error
         return "off" if self.settings.is_host_mode and "server_tokens" not in self.facts.host_has else ""
 
-    def _custom(self, app: App, text: str, source: str, values: Mapping[str, Any]) -> str:
+    def _custom(self, app: App, text: str, source: str, values: Mapping[str, Any], templates: Mapping[str, str]) -> str:
         try:
-            return self._sandbox.render(text, values)
+            return self._sandbox.render(text, values, templates)
         except TemplateSyntaxError as why:
             raise TemplateError(f"app {app.name}: {source}:{why.lineno}: {why.message}", app=app.name) from None
+        except TemplateNotFound as why:
+            raise TemplateError(
+                f"app {app.name}: {source}:{_line_of(why)}: no plugin brings a template '{why.name}' (hook template-dirs)", app=app.name
+            ) from None
         except UndefinedError as why:
             line = _line_of(why)
             raise TemplateError(
@@ -258,7 +286,8 @@ def _upstream(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) ->
         for address in addresses_of(app.name, e, facts):
             # two names of one instance make one server: it has no two shares of the rotation
             servers.setdefault(
-                address, {"address": address, "flags": _flags(e, only_backups), "named": "" if e.address.is_literal else e.address.host}
+                address,
+                {"address": address, "flags": _flags(e, only_backups, nginx), "named": "" if e.address.is_literal else e.address.host},
             )
     return {
         "name": upstream_name(app.name, process),
@@ -266,7 +295,7 @@ def _upstream(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) ->
         # 64k hold 56 to 64 servers, by the length of their addresses (measured on 1.22.1); later versions keep more of each
         "zone": f"{64 * (1 + len(servers) // 32)}k",
         "servers": list(servers.values()),
-        "keepalive": int(nginx["proxy-keepalive"]),
+        **directives.of_upstream(app.name, nginx, serving),
     }
 
 
@@ -288,8 +317,9 @@ def addresses_of(app: str, endpoint: Endpoint, facts: Facts) -> list[str]:
     return [endpoint.address.at(ip) for ip in sorted(found)]
 
 
-def _flags(endpoint: Endpoint, only_backups: bool) -> str:
+def _flags(endpoint: Endpoint, only_backups: bool, nginx: Mapping[str, str]) -> str:
     words = [f"weight={endpoint.weight}"] if endpoint.weight != 1 else []
+    words += directives.of_endpoint(nginx)
     if endpoint.backup and not only_backups:
         words.append("backup")  # nginx refuses an upstream of backups alone
     if endpoint.down:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jinja2 import StrictUndefined
+from jinja2 import DictLoader, StrictUndefined
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -43,15 +43,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"a template may not compute {operator} with numbers of this size")
         return super().call_binop(context, operator, left, right)
 
-    def render(self, text: str, values: Mapping[str, Any]) -> str:
-        """What the template `text` makes of `values`.
+    def render(self, text: str, values: Mapping[str, Any], templates: Mapping[str, str] | None = None) -> str:
+        """What the template `text` makes of `values`; it may include `templates`, by name.
 
         Raises:
             Exception: whatever its expressions raise; TimeoutError, MemoryError and SecurityError for what is too much.
         """
         size, parts = 0, []
         with _bounded_memory(), _bounded_time():
-            for part in self.from_string(text).generate(values):
+            for part in self.overlay(loader=DictLoader(templates or {})).from_string(text).generate(values):
                 size += len(part)
                 if size > LARGEST:
                     raise SecurityError(f"a template may not make more than {LARGEST} characters")

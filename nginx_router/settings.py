@@ -86,6 +86,11 @@ class Paths:
         return self.run / "intent.json"
 
     @property
+    def reserve(self) -> Path:
+        """Room on the disk that is given up when nothing else is left."""
+        return self.run / "reserve"
+
+    @property
     def stale(self) -> Path:
         """Apps whose directory cannot be served, and why."""
         return self.run / "stale.json"

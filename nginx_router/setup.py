@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import hostconf, proxy
-from .controller import Router
-from .errors import Conflict, NginxRejected, NotFound, RouterError, UsageProblem
+from .controller import Router, signals_wait
+from .errors import Conflict, NginxRejected, NotFound, UsageProblem
 from .events import Event
 from .files import encoded, read_text, write_atomic
 from .model import Globals
@@ -30,6 +30,7 @@ def install(router: Router, conf: Path) -> str:
     """
     settings = router.settings()
     refuse_switch(router, "host")
+    conf = conf.resolve()  # a link is kept as one
     text = _text(conf)
     own = _include(router)
     if settings.is_host_mode and settings.get("nginx-conf") == str(conf) and own in text and router.paths.wanted.exists():
@@ -42,8 +43,8 @@ def install(router: Router, conf: Path) -> str:
     _set(router, "host", str(conf))
     with _undone(lambda: _set(router, *before)):
         fresh = text if own in text else _with_include(text, own, conf)
-        write_atomic(conf, encoded(fresh))
-        with _undone(lambda: write_atomic(conf, encoded(text))):
+        with signals_wait(), _undone(lambda: write_atomic(conf, encoded(text))):
+            write_atomic(conf, encoded(fresh))
             _accept(plane, conf, "with router's include")
             router.paths.wanted.touch()
             with _undone(lambda: router.paths.wanted.unlink(missing_ok=True)):
@@ -67,12 +68,12 @@ def remove(router: Router) -> str:
     settings = router.settings()
     if not settings.is_host_mode:
         raise NotFound("host mode is not set up", hint="router setup")
-    conf = Path(settings.get("nginx-conf"))
+    conf = Path(settings.get("nginx-conf")).resolve()
     text = _text(conf)
     own = _include(router)
     plane = router.plane()
-    write_atomic(conf, encoded("".join(line for line in text.splitlines(keepends=True) if own not in line)))
-    with _undone(lambda: write_atomic(conf, encoded(text))):
+    with signals_wait(), _undone(lambda: write_atomic(conf, encoded(text))):
+        write_atomic(conf, encoded("".join(line for line in text.splitlines(keepends=True) if own not in line)))
         _accept(plane, conf, "without router's include")
         index = router.index()
         if plane.master() is not None and index is not None:
@@ -113,7 +114,9 @@ def _accept(plane: Nginx, conf: Path, when: str) -> None:
 
 
 def _include(router: Router) -> str:
-    return f"include {router.paths.current}/router.conf;"
+    from .render import quoted
+
+    return f"include {quoted(f'{router.paths.current}/router.conf')};"
 
 
 def _with_include(text: str, own: str, conf: Path) -> str:
@@ -143,6 +146,6 @@ def _undone(undo: object) -> Iterator[None]:
     assert callable(undo)
     try:
         yield
-    except (RouterError, OSError):
+    except BaseException:
         undo()
         raise

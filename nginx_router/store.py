@@ -10,13 +10,14 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import NotFound, StateCorrupt, UsageProblem, nearest
-from .files import encoded, read_text, sync_directory, write_atomic
+from .errors import Conflict, NotFound, NotPermitted, RouterError, StateCorrupt, UsageProblem, nearest
+from .files import encoded, make_directory, read_text, sync_directory, write_atomic
 from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, Texts
 from .names import app_name, shown
 from .settings import Paths
@@ -44,6 +45,9 @@ Step = Write | Move
 #: Where a destroyed app waits until its change is proven; on the same file system, and no app name begins with a dot.
 TRASH = "apps/.trash"
 
+#: Room on the disk for putting a change back and for the answers.
+_RESERVE = 256 << 10
+
 
 class Store:
     """The directories of one root."""
@@ -54,7 +58,15 @@ class Store:
     def prepare(self) -> None:
         """Make the directories that every change needs."""
         for path in (self.paths.apps, self.paths.objects, self.paths.generations, self.paths.queue, self.paths.log, self.paths.run / "tmp"):
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
+        with contextlib.suppress(OSError):
+            if not self.paths.reserve.exists():
+                write_atomic(self.paths.reserve, b"\0" * _RESERVE)
+
+    def free_reserve(self) -> None:
+        """Give the disk what it needs to put a change back, or to answer for one: nothing may depend on a full disk."""
+        with contextlib.suppress(OSError):
+            self.paths.reserve.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """Every app: each directory below apps/ with the name of one."""
@@ -83,12 +95,16 @@ class Store:
         Raises:
             UsageProblem: one of its files is no regular file.
         """
+        directory = self.paths.app(app)
         if not self.exists(app):
+            if os.path.lexists(directory):
+                raise UsageProblem(f"apps/{app} is no directory of its own, so it is no app", hint=f"ls -ld {directory}", app=app)
             return None
         try:
-            return self._texts(app, self.paths.app(app))
-        except UsageProblem as why:
-            raise UsageProblem(why.message, hint=why.hint, app=app) from None
+            return self._texts(app, directory)
+        except (UsageProblem, NotPermitted) as why:
+            why.app = app
+            raise
 
     def _texts(self, app: str, directory: Path) -> Texts:
         found: dict[str, str] = {}
@@ -117,7 +133,8 @@ class Store:
     def steps(self, app: str, old: Texts | None, new: Texts | None) -> list[Step]:
         """What takes the directory of `app` from `old` to `new`."""
         if new is None:
-            return [Move(f"apps/{app}", f"{TRASH}/{app}")] if old is not None else []
+            # a name of its own: what an earlier one left there may be nobody's to remove
+            return [Move(f"apps/{app}", f"{TRASH}/{app}.{time.time_ns()}")] if old is not None else []
         return [
             Write(f"apps/{app}/{path}", (old or {}).get(path), new.get(path))
             for path in sorted({*(old or {}), *new})
@@ -130,21 +147,31 @@ class Store:
 
     def global_steps(self, old: tuple[str, str], new: tuple[str, str]) -> list[Step]:
         """What takes router.toml and the global DOMAINS from `old` to `new`."""
-        names = (self.paths.config.name, self.paths.global_domains.name)
-        return [Write(name, before, after) for name, before, after in zip(names, old, new, strict=True) if before != after]
+        files = (self.paths.config, self.paths.global_domains)
+        # one that is not there reads as empty, and is not there again when the change is undone
+        return [
+            Write(file.name, before or ("" if file.exists() else None), after)
+            for file, before, after in zip(files, old, new, strict=True)
+            if before != after
+        ]
 
     def apply(self, steps: Iterable[Step]) -> None:
-        """Write the files."""
+        """Write the files.
+
+        Raises:
+            Conflict: one was edited since it was read; those before it are written, `undo` takes them back.
+        """
         for step in steps:
             if isinstance(step, Move):
                 source, target = self.paths.root / step.old, self.paths.root / step.new
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if step.new.startswith(f"{TRASH}/"):
-                    shutil.rmtree(target, ignore_errors=True)  # left by a crash behind the end of its change
                 source.rename(target)
                 sync_directory(source.parent)
                 sync_directory(target.parent)
             else:
+                if (read_text(self.paths.root / step.path) or "") != (step.old or ""):
+                    app = step.path.split("/")[1] if step.path.startswith("apps/") else None
+                    raise Conflict(f"{step.path} was edited during the change, which was not made", hint="the same command again", app=app)
                 self._write(step.path, step.new)
 
     def undo(self, steps: Iterable[Step]) -> list[str]:
@@ -163,12 +190,12 @@ class Store:
                 continue
             try:
                 now = read_text(self.paths.root / step.path)
-            except UsageProblem:
-                left.append(step.path)  # somebody put a link there since
-                continue
-            if now == step.new and now != step.old:
-                self._write(step.path, step.old)
-            elif now != step.old:
+                if now == step.new and now != step.old:
+                    self._write(step.path, step.old)
+                elif now != step.old:
+                    left.append(step.path)
+            except (RouterError, OSError):
+                # somebody put a link there since, or it cannot be written: the others are undone all the same
                 left.append(step.path)
         return left
 
@@ -195,6 +222,9 @@ class Store:
     def clear_intent(self) -> None:
         """The change is finished or undone."""
         self.paths.intent.unlink(missing_ok=True)
+
+    def empty_trash(self) -> None:
+        """Remove the directories of destroyed apps; what may not be removed stays in apps/.trash."""
         shutil.rmtree(self.paths.root / TRASH, ignore_errors=True)
 
     def stale(self) -> dict[str, dict[str, Any]]:
@@ -222,7 +252,7 @@ class Store:
     def _write(self, path: str, text: str | None) -> None:
         target: Path = self.paths.root / path
         if text is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(target.parent)
             write_atomic(target, encoded(text))
             return
         target.unlink(missing_ok=True)

@@ -15,6 +15,8 @@ A change is one transaction whose commit is one rename of `current`.  What a cra
     reloaded   the same, nginx may serve it              the same
     proven     the same, nginx serves it                 the same; the proof is immediate
     answered   intent.json                               forgets the intent; the answers are there
+    (putting   `current` points to the parent again,     undoes the files, and has nginx serve the parent if it came to
+    back)      intent.json                               serve the generation
 
 kill -9 therefore leaves old or new, never half; the boundary is the commit.
 """
@@ -22,21 +24,25 @@ kill -9 therefore leaves old or new, never half; the boundary is the commit.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from . import faults
-from .candidate import Applied, Candidate, Rendered
-from .errors import NginxRejected, ProxyDown, ReloadFailed, RouterError, StateCorrupt
+from .candidate import Applied, Candidate
+from .errors import Busy, Conflict, NginxRejected, NotPermitted, ProxyDown, ReloadFailed, RouterError, StateCorrupt
 from .events import Event
 from .generations import Generations, Index, Manifest, objects_in
-from .model import Globals, parse_globals
+from .journal import of_killed
+from .model import Globals, Tables, parse_globals
 from .nginx import Nginx, Reloaded
 from .queue import Queue, Submission
 from .settings import Paths
@@ -71,14 +77,15 @@ class _Batch:
 class Transaction:
     """One turn of the host lock."""
 
-    def __init__(self, paths: Paths, tables: Iterable[str]) -> None:
+    def __init__(self, paths: Paths, tables: Tables) -> None:
         self.paths = paths
         self.store = Store(paths)
         self.generations = Generations(paths)
         self.queue = Queue(paths.queue)
-        self._tables = tuple(tables)
+        self._tables = tables
         self._answers: dict[str, dict[int, Answer]] = {}
         self._waiting: dict[str, Submission] = {}
+        self._unserved: RouterError | None = None  # why nginx does not serve `current`, although it runs
 
     def run(self) -> None:
         """Mend what a crash left, then answer everything that waits."""
@@ -104,19 +111,33 @@ class Transaction:
         if found is not None:
             intent, steps = found
             if current is None or current.number != intent["number"]:
-                self.store.undo(steps)
                 self.generations.discard(intent["number"], intent["objects"])
+                self.store.undo(steps)
             else:
                 try:
                     self._serve(current)
                 except RouterError:
                     self._put_back(intent, steps)
                 else:
-                    for ident, answers in self.generations.manifest(current.number).submissions.items():
-                        self._answers[ident] = {int(n): {**a, "serving": current.number} for n, a in answers.items()}
+                    self._answer_for_the_killed(current, intent["parent"])
             self.store.clear_intent()
-        elif current is not None:
-            self._serve(current)  # somebody changed `current`, or started nginx, by hand
+            current = self.generations.current()
+        if current is not None:
+            try:
+                self._serve(current)  # somebody changed `current`, or reloaded nginx, by hand
+            except RouterError as why:
+                # not the end of it: the next change may be what mends it, and is reloaded and proven whatever it changes
+                self._unserved = why
+
+    def _answer_for_the_killed(self, current: Index, parent: int | None) -> None:
+        plane = self._plane(current)
+        running = plane.wanted() and plane.master() is not None
+        for ident, answers in self.generations.manifest(current.number).submissions.items():
+            self._answers[ident] = {int(n): {**a, "serving": current.number if running else None} for n, a in answers.items()}
+        reloads = running and (parent is None or self.generations.index(parent).probe != current.probe)
+        with contextlib.suppress(OSError):
+            for line in of_killed(self.generations, current.number, self.queue, reloads=int(reloads)):
+                self.store.append_journal(line)
 
     def first_generation(self) -> Index:
         """The current generation; where there is none, one of what the directories hold is made."""
@@ -147,21 +168,19 @@ class Transaction:
             for unit in units:
                 self._fail(unit, why)
             return
-        for unit in units:
+        failed = self._fill(batch, units)
+        if batch.units:
             try:
-                applied = batch.candidate.apply_all([event for _, event in unit.events])
-            except (RouterError, OSError) as why:
-                self._fail(unit, why)
-            else:
-                batch.applied[len(batch.units)] = applied
-                batch.units.append(unit)
+                self._bring_up(base, batch.candidate.settings)
+                done = self._apply(base, batch)
+            except Exception as why:
+                self._divide(batch, why)
+                # what did not fit beside the others may fit now that some of them are not there
+                self._settle([unit for unit, _ in failed])
+                return
+        for unit, problem in failed:
+            self._fail(unit, problem)
         if not batch.units:
-            return
-        try:
-            self._bring_up(base, batch.candidate.settings)
-            done = self._apply(base, batch)
-        except (RouterError, OSError) as why:
-            self._divide(batch, why)
             return
         # those who share a reload count it once, where the first of them asked
         first = next((n for n in sorted(batch.applied) if any(a.kind != "nothing" for a in batch.applied[n])), 0)
@@ -169,25 +188,61 @@ class Transaction:
             self._succeed(unit, batch.applied[n], done if n == first else done.shared())
         self._hand_out_whole(units)
         faults.step("answered")
-        self.store.clear_intent()
-        self._mark(batch)
-        # what cannot be pruned now is pruned after a later change; this one is served
-        with contextlib.suppress(StateCorrupt, OSError):
+        # this one is served: what cannot be tidied now is tidied after a later change
+        with contextlib.suppress(RouterError, OSError):
+            self.store.clear_intent()
+            self.store.empty_trash()
+            self._mark(batch)
             self.generations.prune(int(batch.candidate.settings.get("generations-keep")))
+
+    def _fill(self, batch: _Batch, units: Sequence[Unit]) -> list[tuple[Unit, Exception]]:
+        """Apply the units to the candidate; those that cannot be, and why.
+
+        A domain that went from one app to another in the files is free only when the one that had it was taken up: who
+        met a conflict is tried again behind the others, and those who exchange domains at last together.
+        """
+        waiting = list(units)
+        while True:
+            failed: list[tuple[Unit, Exception]] = []
+            for unit in waiting:
+                try:
+                    applied = batch.candidate.apply_all([event for _, event in unit.events])
+                except Exception as why:
+                    failed.append((unit, why))
+                else:
+                    batch.applied[len(batch.units)] = applied
+                    batch.units.append(unit)
+            retried = [unit for unit, why in failed if isinstance(why, Conflict)]
+            if not retried or len(failed) == len(waiting):
+                break
+            waiting = [unit for unit, _ in failed]
+        if len(retried) > 1:
+            try:
+                applied = batch.candidate.apply_all([event for unit in retried for _, event in unit.events])
+            except Exception:
+                return failed
+            for unit in retried:
+                batch.applied[len(batch.units)], applied = applied[: len(unit.events)], applied[len(unit.events) :]
+                batch.units.append(unit)
+            failed = [(unit, why) for unit, why in failed if unit not in retried]
+        return failed
 
     def _apply(self, base: Index | None, batch: _Batch) -> _Done:
         candidate = batch.candidate
         plane = Nginx(self.paths, candidate.settings)
         began = time.monotonic()
         running = plane.wanted() and plane.master() is not None
+        for data in candidate.lost_objects().values():
+            self.generations.put(data)
         if not candidate.is_change:
+            if self._unserved is not None:
+                raise self._unserved
             return _Done(base.number if base else None, base.number if base and running else None, time.monotonic() - began)
         validate(candidate, plane, candidate.changes_vhosts)
         faults.step("validated")
         number = max([base.number if base else 0, *self.generations.numbers()]) + 1
         index, reloads = self._next(candidate, base, number)
-        changed = candidate.changed
-        objects = {sha: data for r in changed.values() if r is not None for sha, data in _objects(r)}
+        objects = {sha: data for r in candidate.changed.values() if r is not None for sha, data in r.objects()}
         steps = candidate.steps()
         answers = {
             unit.submission: {
@@ -212,9 +267,12 @@ class Transaction:
             faults.step("committed")
             reloaded = self._serve(index) if reloads and running else Reloaded()
             faults.step("proven")
-        except (RouterError, OSError):
+        except BaseException as why:
+            if isinstance(why, OSError):
+                self.store.free_reserve()
             self._put_back(intent, steps)
             raise
+        self._unserved = None
         return _Done(
             number,
             number if running else None,
@@ -226,7 +284,7 @@ class Transaction:
 
     def _next(self, candidate: Candidate, base: Index | None, number: int) -> tuple[Index, bool]:
         """The next index, and whether nginx has to read it: unchanged bytes keep the probe of those it serves."""
-        if base is not None:
+        if base is not None and self._unserved is None and not candidate.reloads_otherwise:
             index = candidate.index(number, base.probe)
             if not candidate.needs_reload(candidate.router_conf(index)):
                 return index, False
@@ -250,8 +308,8 @@ class Transaction:
             if parent is not None:
                 self._serve(self.generations.index(parent))
         finally:
-            self.store.undo(steps)
             self.generations.discard(intent["number"], intent["objects"])
+            self.store.undo(steps)
             self.store.clear_intent()
 
     def _bring_up(self, base: Index | None, settings: Globals) -> None:
@@ -270,10 +328,11 @@ class Transaction:
         except ProxyDown as why:
             raise ProxyDown(why.message, hint=f"mend that, then: {plane.start_line()}") from None
 
-    def _divide(self, batch: _Batch, why: RouterError | OSError) -> None:
+    def _divide(self, batch: _Batch, why: Exception) -> None:
         """Find out which unit the failure belongs to; the others are applied without it."""
         units = batch.units
-        if len(units) == 1 or isinstance(why, ProxyDown | StateCorrupt | OSError):
+        is_full = isinstance(why, OSError) and why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if len(units) == 1 or is_full or isinstance(why, ProxyDown | StateCorrupt) or not isinstance(why, RouterError | OSError):
             for unit in units:
                 self._fail(unit, why)
             return
@@ -307,13 +366,21 @@ class Transaction:
                 return name
         return None
 
-    def _fail(self, unit: Unit, why: RouterError | OSError) -> None:
+    def _fail(self, unit: Unit, why: Exception) -> None:
+        if not isinstance(why, RouterError | OSError):
+            self._log(why)
         for place, event in unit.events:
-            error = _error(why, event)
+            error = _error(why, event, self.paths.log / "router.log")
             self._answers[unit.submission][place] = {"error": error, "app": event.app}
-            if event.action == "take-up" and event.app:
-                self.store.mark_stale({event.app: {"problem": error["message"], "exit": error["exit"]}})
+            if event.action == "take-up" and event.app and _is_of_the_app(why):
+                with contextlib.suppress(OSError):
+                    self.store.mark_stale({event.app: {"problem": error["message"], "exit": error["exit"]}})
         self._hand_out(unit.submission)
+
+    def _log(self, why: Exception) -> None:
+        with contextlib.suppress(OSError), (self.paths.log / "router.log").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} under the host lock\n")
+            file.write("".join(traceback.format_exception(why)))
 
     def _succeed(self, unit: Unit, applied: Sequence[Applied], done: _Done) -> None:
         for (place, _), one in zip(unit.events, applied, strict=True):
@@ -327,8 +394,14 @@ class Transaction:
     def _hand_out(self, ident: str) -> None:
         submission = self._waiting[ident]
         answers = self._answers[ident]
-        if len(answers) == len(submission.events):
-            self.queue.answer(ident, [answers[n] for n in range(len(submission.events))])
+        if len(answers) != len(submission.events):
+            return
+        whole = [answers[n] for n in range(len(submission.events))]
+        try:
+            self.queue.answer(ident, whole)
+        except OSError:
+            self.store.free_reserve()
+            self.queue.answer(ident, whole)
 
     def _mark(self, batch: _Batch) -> None:
         served = {name: None for n in batch.applied for a in batch.applied[n] for name in a.edit.apps}
@@ -390,7 +463,16 @@ def _answer(applied: Applied, done: _Done) -> Answer:
     }
 
 
-def _error(why: RouterError | OSError, event: Event) -> dict[str, Any]:
+def _is_of_the_app(why: Exception) -> bool:
+    """Whether a failure is the app's own doing, so that its directory is stale; a full disk or a dead nginx is not."""
+    if isinstance(why, ReloadFailed):
+        return why.is_of_the_configuration
+    return isinstance(why, RouterError) and not isinstance(why, ProxyDown | StateCorrupt | Busy | NotPermitted)
+
+
+def _error(why: Exception, event: Event, log: Path) -> dict[str, Any]:
+    if not isinstance(why, RouterError | OSError):
+        return {"exit": 1, "message": f"unexpected {type(why).__name__}: {why}", "hint": f"the traceback is in {log}", "app": event.app}
     if isinstance(why, OSError):
         path = f" ({why.filename})" if why.filename else ""
         return {"exit": 14 if isinstance(why, PermissionError) else 1, "message": f"{why.strerror}{path}", "hint": "", "app": event.app}
@@ -398,11 +480,3 @@ def _error(why: RouterError | OSError, event: Event) -> dict[str, Any]:
     if event.app and isinstance(why, ReloadFailed | NginxRejected) and f"app {event.app}" not in message:
         message = f"app {event.app}: {message}"
     return {"exit": why.exit_code, "message": message, "hint": why.hint, "app": why.app or event.app}
-
-
-def _objects(rendered: Rendered) -> Iterable[tuple[str, bytes]]:
-    yield rendered.entry.state, rendered.state
-    if rendered.entry.vhost:
-        yield rendered.entry.vhost, rendered.vhost
-    for sha, (_, data) in rendered.includes.items():
-        yield sha, data

@@ -4,28 +4,63 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from .candidate import Candidate, Rendered
-from .errors import NginxRejected
+from .errors import NginxRejected, RouterError
+from .examples import examples
 from .nginx import Nginx
+from .processes import is_alive
+from .properties import of_directive
 from .vetting import vet_snippet, vet_template
 
 _PLACE = re.compile(r"^(?P<text>.*) in (?P<path>/\S+):(?P<line>\d+)$")
+_DUPLICATE = re.compile(r'"(?P<directive>[a-z_]+)" directive is duplicate')
 _CONFLICT = re.compile(r'conflicting server name "(?P<name>[^"]+)"')
 
 
 def validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered]) -> None:
-    """Let crossplane and nginx judge the vhosts of `apps`.
+    """Let crossplane and nginx judge the vhosts of `apps`, and what every template that changed makes of other states.
+
+    Raises:
+        NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
+        TemplateError: a template does not render in a state that its app may come to.
+        ProxyDown: there is no nginx on this host.
+    """
+    if apps:
+        judge(candidate, plane, apps)
+    for name, rendered in candidate.changed.items():
+        if rendered is not None and candidate.is_new_template(name, rendered):
+            check_template(candidate, plane, rendered)
+
+
+def check_template(candidate: Candidate, plane: Nginx, rendered: Rendered) -> None:
+    """Try the template of an app on the states of `examples`: it must hold when endpoints go and processes come.
+
+    Raises:
+        NginxRejected: nginx would not take what it makes of one; which state that is, file and line are said.
+        TemplateError: it does not render there.
+    """
+    for state, texts in examples(rendered.app, rendered.texts):
+        try:
+            made = candidate.render(rendered.app.name, texts, rendered.facts)
+            if made.vhost:
+                judge(candidate, plane, {rendered.app.name: made})
+        except RouterError as why:
+            why.message = f"{why.message} (the template, tried with {state})"
+            raise
+
+
+def judge(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered]) -> None:
+    """Let crossplane and nginx judge the vhosts of `apps`, changed or not.
 
     Raises:
         NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
         ProxyDown: there is no nginx on this host.
     """
-    if not apps:
-        return
     directory = candidate.store.paths.run / f"validate-{os.getpid()}"
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "tmp").mkdir(parents=True)
@@ -36,9 +71,11 @@ def validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered]) -
 
 
 def sweep(run: Path) -> None:
-    """Remove what a killed validation left."""
+    """Remove what killed validations left; those without the host lock (a dry run, `nginx:validate`) may be under way."""
     for left in run.glob("validate-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        pid = left.name.rpartition("-")[2]
+        if not pid.isdigit() or int(pid) == os.getpid() or not is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered], directory: Path) -> None:
@@ -95,7 +132,8 @@ def _rejection(
     if match and match["path"] in places:
         app, source = places[match["path"]]
         excerpt = _line(Path(match["path"]), int(match["line"]))
-        return NginxRejected(f"app {app}: nginx rejected {source}:{match['line']}: {match['text']}", hint=excerpt, app=app)
+        hint = _property_hint(app, match["text"], excerpt) or excerpt
+        return NginxRejected(f"app {app}: nginx rejected {source}:{match['line']}: {match['text']}", hint=hint, app=app)
     taken = _CONFLICT.search(text)
     if taken:
         owner = candidate.owners.get(taken["name"])
@@ -111,6 +149,17 @@ def _rejection(
         return NginxRejected(f"app {app}: nginx rejected its vhost: {text}", app=app)
     # a file that several apps include, or something that only stands in their sum: the caller divides
     return NginxRejected(f"nginx rejected the change: {text}")
+
+
+def _property_hint(app: str, said: str, excerpt: str) -> str:
+    """A snippet that says what a property says already: the command that sets the property to what the snippet wants."""
+    twice = _DUPLICATE.search(said)
+    known = of_directive(twice["directive"]) if twice else None
+    if known is None:
+        return ""
+    written = re.search(rf"\b{known.directive}\s+([^;{{}}]+);", excerpt)
+    value = written[1].strip() if written else "VALUE"
+    return f"{known.name} is a property: take it out of the snippet, and: router nginx:set {app} {known.name} {shlex.quote(value)}"
 
 
 def _line(path: Path, number: int) -> str:

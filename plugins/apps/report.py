@@ -12,15 +12,20 @@ from nginx_router.arguments import chosen, existing, last_good, urls_of
 if TYPE_CHECKING:
     from nginx_router.controller import Router
 
+HOOK = "report-rows"
 KEYS = ("app", "domains", "urls", "endpoints", "processes", "generation", "serving", "stale", "problem", "locked")
 
 
 def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:
-    """What is known of an app, or of all.
+    """What is known of an app, or of all; plugins add what they know of it, each below its name.
 
     Example: router apps:report blog --urls
     """
-    router.out.report(KEYS, _rows(router, app), single=app is not None)
+    key = (router.out.key or "").replace("-", "_")
+    plugins = [] if key in KEYS else [name for name in router.plugins.order(HOOK) if name not in KEYS]
+    wanted = [name for name in plugins if router.out.key in (None, name)]
+    rows = ({**row, **_of_plugins(router, row["app"], wanted)} for row in _rows(router, app))
+    router.out.report([*KEYS, *plugins], rows, single=app is not None)
 
 
 def urls(router: Router, app: Annotated[str, typer.Argument(metavar="APP", help="The app.")]) -> None:
@@ -30,6 +35,19 @@ def urls(router: Router, app: Annotated[str, typer.Argument(metavar="APP", help=
     """
     found, _ = last_good(router, existing(router, app))
     router.out.listing(urls_of(found, router.settings()))
+
+
+def _of_plugins(router: Router, app: str, plugins: list[str]) -> dict[str, dict[str, str] | None]:
+    """What plugins say of an app, line by line `KEY: VALUE`; None of one that fails: it must not spoil the report."""
+    found: dict[str, dict[str, str] | None] = dict.fromkeys(plugins)
+    answers = router.plugins.survey(HOOK, {"app": app, "action": "report", "command": router.request.command}, plugins) if plugins else []
+    for plugin, answer in answers:
+        if not isinstance(answer, str):
+            router.out.say(f"warning: plugin {plugin} failed {HOOK} of '{app}': {answer.reason}")
+            continue
+        parted = [line.partition(":") for line in answer.splitlines() if line.strip()]
+        found[plugin] = {key.strip(): value.strip() for key, _, value in parted}
+    return found
 
 
 def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:

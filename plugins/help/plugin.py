@@ -1,47 +1,36 @@
-"""What can be typed; without typer, so that it is there at once."""
+"""What can be typed; from the plugin.toml files alone, so that it is there at once."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import nginx_router
-from nginx_router.commands import find, nouns, of_noun, usage
+from nginx_router import helptext
+from nginx_router.commands import find, nouns, of_noun, visible
 from nginx_router.errors import UsageProblem
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
 
+HEAD = "usage: router NOUN:VERB [APP] [ARGUMENTS] [OPTIONS]"
+FOOT = """
+router help NOUN        the commands of a noun, with their arguments
+router help COMMAND     one command, with its options and an example
+Long names work too: domains:add is apps:domains:add.  Every change takes
+--dry-run; every report --format json, and --KEY for one value."""
 
-def show_help(router: Router, *noun: str) -> None:
-    """What can be typed: all nouns, the verbs of one, or one command.
+
+def show_help(router: Router, *word: str) -> None:
+    """What can be typed: every command in a line, those of one noun with their arguments, or one command with its options.
 
     Example: router help domains
     """
-    if len(noun) > 1:
+    if len(word) > 1:
         raise UsageProblem("one noun or command at a time", hint="usage: router help [NOUN | COMMAND]")
-    word = noun[0] if noun else None
-    commands = router.plugins.commands(all=True) if word else router.plugins.commands()
-    if word is None:
-        router.out.data("usage: router NOUN:VERB [APP] [ARGUMENTS] [OPTIONS]")
-        router.out.data()
-        for each in nouns(commands):
-            verbs = [c.name.rpartition(":")[2] for c in of_noun(each, commands)]
-            router.out.data(f"{each:<15} {' '.join(verbs) or commands[each].help}")
-        router.out.data()
-        router.out.data("router help NOUN explains the verbs, router NOUN:VERB --help one command; apps:X:VERB is X:VERB too")
-        return
-    found = of_noun(word, commands)
-    if found and not (len(found) == 1 and found[0].name == word):
-        for command in found:
-            router.out.data(f"{usage(command)}\n    {command.help}")
-        return
-    command = find(word, commands)
-    if not command.is_python:
-        router.out.data(f"{usage(command)}\n    {command.help}")
-        return
-    from nginx_router.parsing import parse
-
-    router.out.text(parse(command, router.plugins.function(command), ["--help"]).help or "")
+    if word:
+        _one(router, word[0])
+    else:
+        router.out.text("\n".join([HEAD, *helptext.overview(router.plugins.commands()), FOOT]))
 
 
 def version(router: Router) -> None:
@@ -53,3 +42,21 @@ def version(router: Router) -> None:
         router.out.json({"version": nginx_router.__version__})
     else:
         router.out.data(nginx_router.__version__)
+
+
+def _one(router: Router, word: str) -> None:
+    commands = visible(router.plugins.commands(all=True))
+    noun = word.removesuffix(":")
+    found = of_noun(noun, commands)
+    if found:
+        own = [noun] if noun in commands else []  # `plugins` may be a command and a noun
+        below = [each for each in nouns(commands) if each.startswith((f"{noun}:", f"apps:{noun}:"))]
+        router.out.text("\n".join(helptext.of_one_noun([*(commands[name] for name in own), *found], below)))
+        return
+    command = find(word, router.plugins.commands(all=True))
+    if command.is_python:
+        from nginx_router.parsing import explain
+
+        router.out.text(helptext.page(explain(command, router.plugins.function(command))))
+    else:
+        router.out.text("\n".join(helptext.of_one_noun([command])))

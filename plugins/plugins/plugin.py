@@ -1,56 +1,156 @@
-"""Which plugins there are, and in which order their hooks are called."""
+"""Which plugins there are, in which order their hooks are called, and what they answer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nginx_router.arguments import last_good
+from nginx_router.errors import NotFound, UsageProblem, nearest
 from nginx_router.hookspecs import HOOKS, lookup
+
+from .origins import origins
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
+    from nginx_router.plugins import Listed
+
+SHORT = ("name", "version", "description", "enabled", "built_in", "problem", "hooks", "commands")
+KEYS = (*SHORT, "where", "source", "ref", "revision", "priority", "timeout", "config", "apps")
 
 
 def list_plugins(router: Router) -> None:
-    """Every plugin, one a line; a broken one is named on stderr, and why.
+    """Every plugin, one a line; one that is disabled or broken is named on stderr too, and why.
 
     Example: router plugins:list --format json
     """
-    broken = router.plugins.broken(all=True)
-    commands = router.plugins.commands(all=True).values()
-    names = router.plugins.names()
-    if router.out.is_json:
-        router.out.json(
-            [
-                {
-                    "name": name,
-                    "problem": broken.get(name),
-                    "commands": sorted(c.name for c in commands if c.plugin == name),
-                    "hooks": [hook for hook in HOOKS if name in router.plugins.order(hook)],
-                }
-                for name in names
-            ]
-        )
+    roster = router.plugins.roster()
+    if router.out.is_json or router.out.key is not None:
+        router.out.report(SHORT, (_in_short(router, each) for each in roster.values()), single=False)
         return
-    for name in names:
-        router.out.data(name)
-    for name, why in sorted(broken.items()):
-        router.out.say(f"plugin {name} is broken: {why}")
+    router.out.listing(roster)
+    for each in roster.values():
+        if each.problem:
+            router.out.say(f"plugin {each.name} is broken: {each.problem}")
+        elif not each.is_enabled:
+            router.out.say(f"plugin {each.name} is disabled")
+
+
+def report(
+    router: Router, name: Annotated[str | None, typer.Argument(metavar="NAME", help="The plugin; all that are installed without.")] = None
+) -> None:
+    """What is known of a plugin: where it came from, what it brings, what its keys are set to (`apps`: by apps of their own).
+
+    Without NAME all that are not built in.
+
+    Example: router plugins:report deploy-window --config
+    """
+    roster = router.plugins.roster()
+    if name is not None and name not in roster:
+        raise NotFound(f"there is no plugin '{name}'{nearest(name, roster)}", hint="router plugins:list")
+    found = [roster[name]] if name else [each for each in roster.values() if not (each.plugin and each.plugin.is_built_in)]
+    router.out.report(KEYS, (_about(router, each) for each in found), single=name is not None)
 
 
 def hooks(
     router: Router,
     hook: Annotated[str | None, typer.Argument(metavar="HOOK", help="This hook; without it, every hook that a plugin has.")] = None,
 ) -> None:
-    """Which plugins are called for a hook, in the order of the calls, one a line; without HOOK: hook and plugin.
+    """Who is called for a hook, in the order of the calls: priority, plugin and where it is; without HOOK, the hook before them.
 
     Example: router plugins:hooks pre-deploy
     """
-    found = {name: router.plugins.order(name) for name in ([lookup(hook).name] if hook else HOOKS)}
+    found = {name: router.plugins.calls(name) for name in ([lookup(hook).name] if hook else HOOKS)}
     if router.out.is_json:
-        router.out.json([{"hook": name, "plugins": plugins} for name, plugins in found.items()])
+        calls = {
+            name: [{"plugin": c.plugin.name, "priority": c.plugin.priority, "where": c.where} for c in each] for name, each in found.items()
+        }
+        router.out.json(
+            [
+                {"hook": name, "kind": HOOKS[name].kind, "plugins": [c["plugin"] for c in each], "calls": each}
+                for name, each in calls.items()
+            ]
+        )
         return
-    for name, plugins in found.items():
-        for plugin in plugins:
-            router.out.data(plugin if hook else f"{name} {plugin}")
+    for name, calls in found.items():
+        for call in calls:
+            router.out.data(f"{'' if hook else f'{name} '}{call.plugin.priority} {call.plugin.name} {call.where}")
+
+
+def trigger(
+    router: Router,
+    hook: Annotated[str, typer.Argument(metavar="HOOK", help="The hook.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGUMENT", help="What its executables get, as docs/hooks.md says: the app first, mostly.")
+    ] = None,
+    event: Annotated[str, typer.Option("--event", metavar="JSON", help="Further keys of the event, as one JSON object.")] = "{}",
+) -> None:
+    """Call a hook by hand, as a change would, and show what the plugins answer; nothing is done with the answers.
+
+    A run hook is run: `scale` starts instances.
+
+    Example: router plugins:trigger nginx-server-snippet blog
+    """
+    spec = lookup(hook)
+    told = {"action": "trigger", "command": router.request.command, **spec.event(words or []), **_object(event)}
+    answers: list[tuple[str, str]] = []
+    plugins = router.plugins
+    if spec.kind in ("gate", "notify"):
+        getattr(plugins, spec.kind)(hook, told)  # it says itself what they say
+    elif spec.kind == "collect":
+        answers = plugins.collect(hook, told)
+    else:
+        answer = plugins.first(hook, told) if spec.kind == "first" else plugins.run(hook, told)
+        answers = [answer] if answer else []
+    if router.out.is_json:
+        router.out.json({"hook": hook, "called": plugins.order(hook), "answers": [{"plugin": p, "answer": text} for p, text in answers]})
+        return
+    if not plugins.order(hook):
+        router.out.say(f"no plugin has the hook {hook}")
+    for plugin, text in answers:
+        router.out.say(f"{plugin}:")
+        router.out.text(text)
+
+
+def _object(text: str) -> dict[str, Any]:
+    import json
+
+    try:
+        found = json.loads(text)
+    except ValueError as why:
+        raise UsageProblem(f"--event is not JSON: {why}") from None
+    if not isinstance(found, dict):
+        raise UsageProblem('--event is one JSON object, such as \'{"host": "db.internal"}\'')
+    return found
+
+
+def _in_short(router: Router, listed: Listed) -> dict[str, Any]:
+    plugin, name = listed.plugin, listed.name
+    return {
+        "name": name,
+        "version": plugin.version if plugin else "",
+        "description": plugin.description if plugin else "",
+        "enabled": listed.is_enabled,
+        "built_in": bool(plugin and plugin.is_built_in),
+        "problem": listed.problem,
+        "hooks": router.plugins.hooks_of(name),
+        "commands": sorted(plugin.commands) if plugin else [],
+    }
+
+
+def _about(router: Router, listed: Listed) -> dict[str, Any]:
+    plugin, name = listed.plugin, listed.name
+    origin = origins(router.paths.plugins).get(name)
+    own = {app: last_good(router, app)[0].plugins.get(name) for app in router.store.names()}
+    where = (plugin.package or plugin.directory) if plugin else router.paths.plugins / name
+    return _in_short(router, listed) | {
+        "where": str(where),
+        "source": origin.source if origin else None,
+        "ref": origin.ref if origin else None,
+        "revision": origin.commit if origin else None,
+        "priority": plugin.priority if plugin else None,
+        "timeout": plugin.timeout if plugin else None,
+        "config": router.plugins.config(name),
+        "apps": {app: dict(keys) for app, keys in own.items() if keys},
+    }

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from nginx_router.controller import Router
 
 TABLE = "proxy"
+#: How many stale apps the screen of `status` has room for.
+STALE_SHOWN = 5
 PROXY_KEYS = ("type", "mode", "running", "pid", "workers", "draining_workers")
-STATUS_KEYS = ("generation", "serving", "updates", "proxy", "apps", "stale", "problems")
+STATUS_KEYS = ("generation", "serving", "updates", "proxy", "apps", "stale", "problems", "draining", "changes")
 
 
 def start(router: Router) -> None:
@@ -100,20 +102,24 @@ def reconcile(
     router.out.changed(router.reconcile(apps_or_all(router, apps or (), is_all=is_all)), single=False)
 
 
-def status(router: Router) -> None:
-    """What is served, and what is wrong: exit 13 if nginx should run and does not, 9 if it serves another generation
-    than the current, 8 if an app is stale.
+def status(
+    router: Router,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but, where something is wrong, one line on stderr.")] = False,
+) -> None:
+    """What is served, what is wrong, and the last changes: exit 13 if nginx should run and does not, 9 if it serves another
+    generation than the current, 8 if an app is stale; one line on stderr says why.
 
     Example: router status --problems
     """
     found = proxy.status(router)
-    router.out.report(STATUS_KEYS, iter([{key: found[key] for key in STATUS_KEYS}]), single=True)
-    if _is_down(found):
-        raise SystemExit(ProxyDown.exit_code)
-    if found["proxy"]["running"] and found["serving"] != found["generation"]:
-        raise SystemExit(ReloadFailed.exit_code)
-    if found["stale"]:
-        raise SystemExit(NginxRejected.exit_code)
+    if router.out.is_json or router.out.key is not None:
+        router.out.report(STATUS_KEYS, iter([{key: found.get(key) for key in STATUS_KEYS}]), single=True)
+    elif not quiet:
+        _show(router, found)
+    code, why = _verdict(found)
+    if code:
+        router.out.say(f"router: {why}")
+        raise SystemExit(code)
 
 
 def set_up(
@@ -134,6 +140,64 @@ def set_up(
     conf = lookup(TABLE, "nginx-conf").parse(router.settings().get("nginx-conf") if nginx_conf is None else nginx_conf)
     if not _rehearsed(router, "take the include out again" if remove else f"put one include into {conf}"):
         _done(router, setup.remove(router) if remove else setup.install(router, Path(conf)))
+
+
+def _verdict(found: Mapping[str, Any]) -> tuple[int, str]:
+    """The exit code of `status`, and why."""
+    if _is_down(found):
+        return ProxyDown.exit_code, "nginx should run and does not: router proxy:start, or router doctor"
+    if found["proxy"]["running"] and found["serving"] != found["generation"]:
+        served = "nothing of ours" if found["serving"] is None else f"generation {found['serving']}"
+        return ReloadFailed.exit_code, f"nginx serves {served} and not generation {found['generation']}: router proxy:reload"
+    if found["stale"]:
+        first, *others = found["stale"]
+        more = f" (and {len(others)} more)" if others else ""
+        return NginxRejected.exit_code, f"app {first['app']} is stale{more}: {' '.join(str(first.get('problem')).split())}"
+    return 0, ""
+
+
+def _show(router: Router, found: Mapping[str, Any]) -> None:
+    """The state of things on one screen."""
+    own, serving, current = found["proxy"], found["serving"], found["generation"]
+    if own["running"]:
+        runs = f"runs, master {own['pid']}, {_count(own['workers'], 'worker')}"
+    else:
+        runs = "does not run, and should" if found["wanted"] else "is stopped"
+    rows = [("nginx", f"{runs} (mode {own['mode']}, updates {found['updates']})")]
+    what = f"generation {serving}" if serving is not None else "nothing"
+    rows.append(("serving", what if serving == current else f"{what}; current is {current if current is not None else 'none'}"))
+    rows.append(("apps", f"{found['apps']}, {len(found['stale'])} of them stale" if found["stale"] else str(found["apps"])))
+    for leaving in found.get("draining", ()):
+        held = "connections unknown" if leaving["connections"] is None else _count(leaving["connections"], "connection")
+        rows.append(("draining", f"worker {leaving['pid']} for {leaving['seconds']:.0f} s, {held}"))
+    # a broken snippet on each of a thousand apps is still one screen
+    rows += [("stale", f"{each['app']}: {' '.join(str(each.get('problem')).split())}") for each in found["stale"][:STALE_SHOWN]]
+    if len(found["stale"]) > STALE_SHOWN:
+        rows.append(("stale", f"and {len(found['stale']) - STALE_SHOWN} more: router status --stale"))
+    rows += [("problem", each) for each in found["problems"]]
+    router.out.facts(rows)
+    if found.get("changes"):
+        router.out.data()
+        columns = ("time (UTC)", "user", "result", "seconds", "command")
+        router.out.table(columns, [_change_row(line) for line in found["changes"]])
+
+
+def _change_row(line: Mapping[str, Any]) -> tuple[object, ...]:
+    # commands may hold anything that was typed, newlines and escape sequences too
+    command = "".join(c if c.isprintable() else "?" for c in str(line.get("command", "")))
+    result = line.get("result", "")
+    code = line.get("exit")
+    return (
+        str(line.get("time", ""))[:19].replace("T", " "),
+        line.get("user", ""),
+        f"{result} ({code})" if code else result,
+        f"{float(line.get('seconds') or 0):.3f}",
+        command or "-",
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _is_down(found: Mapping[str, Any]) -> bool:

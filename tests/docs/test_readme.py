@@ -1,20 +1,13 @@
-"""What the README shows is what happens: its tour is typed, its deploy script and its git hook are run."""
+"""The deploy script and the git hook of the README are run as they stand there; its tour is typed by test_console.py."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-import signal
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 HERE = Path(__file__).resolve().parents[2]
 README = (HERE / "README.md").read_text()
@@ -36,64 +29,6 @@ def _serving(port: int, host: str) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": host})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return str(answer.read().decode())
-
-
-@pytest.fixture
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    root = Path(subprocess.run(["mktemp", "-d", "/tmp/readme.XXXXXX"], capture_output=True, text=True, check=True).stdout.strip())
-    root.chmod(0o755)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ROUTER_", "XDG_"))}
-    env = {**clean, "ROUTER_ROOT": str(root / "root"), "HOME": str(root), "PATH": f"{HERE}/.venv/bin:{os.environ['PATH']}"}
-    try:
-        yield env
-    finally:
-        subprocess.run([HERE / ".venv/bin/router", "proxy:stop"], env=env, check=False, capture_output=True, timeout=60)
-        for pid in root.rglob("*.pid"):
-            if pid.name != "nginx.pid":
-                with contextlib.suppress(ProcessLookupError, ValueError):
-                    os.killpg(int(pid.read_text()), signal.SIGTERM)
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def test_the_tour_shows_what_happens(environment: dict[str, str]) -> None:
-    http, first, second = free_port(), free_port(), free_port()
-    tour = block("tour").replace("5001", str(first)).replace("5002", str(second)).replace("8080", str(http))
-    tour = tour.replace("/tmp/router-tour", environment["ROUTER_ROOT"])
-    settings = [f"router proxy:set --global {key} {value}" for key, value in (("bind-address", "127.0.0.1"), ("http-port", http))]
-    for line in settings:
-        subprocess.run(line.split(), env=environment, check=True, capture_output=True, timeout=60)
-    steps: list[tuple[str, list[str]]] = []
-    for line in tour.splitlines():
-        if line.startswith("$ "):
-            steps.append((line[2:], []))
-        else:
-            steps[-1][1].append(line)
-    children = []
-    try:
-        for command, shown in steps[2:]:
-            plain = command.partition("  #")[0].rstrip()
-            if plain.endswith("&"):
-                words = plain.rstrip("& ").split()
-                child = subprocess.Popen(words, cwd=HERE, env=environment, stdout=subprocess.PIPE, text=True)
-                children.append(child)
-                assert child.stdout is not None
-                child.stdout.readline()  # it says where it listens when it does
-                continue
-            if plain.startswith("curl -s "):
-                # a browser and curl take *.localhost for this machine; the C library does not everywhere
-                url = plain.split()[-1]
-                assert _serving(http, url.split("/")[2].partition(":")[0]).splitlines() == shown, command
-                continue
-            done = subprocess.run(["sh", "-c", plain], cwd=HERE, env=environment, capture_output=True, text=True, timeout=60, check=False)
-            assert done.returncode == 0, f"{command}: {done.stderr}"
-            if shown and "generation" not in shown[0]:
-                assert done.stdout.splitlines() == shown, command
-    finally:
-        for child in children:
-            child.terminate()
-            child.wait(10)
-            assert child.stdout is not None
-            child.stdout.close()
 
 
 def test_a_git_push_deploys_and_the_next_one_replaces_it(environment: dict[str, str]) -> None:

@@ -153,7 +153,7 @@ class Root:
 
     def queued(self) -> int:
         """How many commands wait for the host lock."""
-        return sum(name.endswith(".json") and not name.startswith(".") for name in os.listdir(self.paths.queue))
+        return len(list(self.paths.queue.glob("[!.]*.json")))
 
     def files(self) -> dict[str, bytes]:
         """What scripts and people may edit, byte for byte; a directory ends in /."""
@@ -169,9 +169,9 @@ class Root:
 
     def kept(self) -> tuple[object, ...]:
         """All that a change may leave behind: directories, objects, generations, `current`, the queue, the intent."""
-        names = [sorted(os.listdir(p)) for p in (self.paths.objects, self.paths.generations, self.paths.queue)]
+        names = [sorted(p.name for p in top.iterdir()) for top in (self.paths.objects, self.paths.generations, self.paths.queue)]
         left = [p.name for p in self.paths.run.glob("validate-*")]
-        return self.files(), *names, os.readlink(self.paths.current), left, self.paths.intent.exists()
+        return self.files(), *names, str(self.paths.current.readlink()), left, self.paths.intent.exists()
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -186,7 +186,7 @@ class Root:
         assert index is not None
         assert not self.paths.intent.exists()
         assert not list(self.paths.run.glob("validate-*"))
-        assert not [n for n in os.listdir(self.paths.queue) if not n.endswith(".json")]
+        assert not [p.name for p in self.paths.queue.iterdir() if p.suffix != ".json"]
         assert self.store.names() == sorted(index.apps), "the directories are the apps of the current generation"
         for name, entry in index.apps.items():
             texts, _ = self.generations.app_state(entry)

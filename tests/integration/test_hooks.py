@@ -96,7 +96,9 @@ def test_pre_apply_sees_the_vhost_and_its_refusal_is_for_that_app_alone(two_apps
     two_apps.done("domains:add", "shop", "new.shop.test")
     event = told(two_apps, "look", "pre-apply")
     assert event["app"] == "shop" and event["apps"] == ["shop"] and event["kind"] == "structure"
-    assert "server_name new.shop.test shop.test;" in event["vhost"] or "server_name shop.test new.shop.test;" in event["vhost"], event["vhost"]
+    assert "server_name new.shop.test shop.test;" in event["vhost"] or "server_name shop.test new.shop.test;" in event["vhost"], event[
+        "vhost"
+    ]
     with two_apps.unchanged():
         assert two_apps("domains:add", "shop", "forbidden.shop.test").code == 6
     two_apps.write("apps/shop/DOMAINS", "shop.test\nforbidden.shop.test\n")
@@ -109,7 +111,15 @@ def test_pre_apply_sees_the_vhost_and_its_refusal_is_for_that_app_alone(two_apps
 
 
 def test_notify_hooks_are_told_and_cannot_spoil_what_was_done(two_apps: Live, backend: Callable[[str], Backend]) -> None:
-    names = ("post_create", "post_destroy", "post_rename", "post_domains_update", "post_upstreams_update", "post_deploy", "endpoints_retired")
+    names = (
+        "post_create",
+        "post_destroy",
+        "post_rename",
+        "post_domains_update",
+        "post_upstreams_update",
+        "post_deploy",
+        "endpoints_retired",
+    )
     two_apps.plugin("a-broken", **dict.fromkeys((*names, "post_apply"), "echo broken >&2; exit 1"))
     two_apps.plugin("b-log", **dict.fromkeys((*names, "post_apply"), NOTE))
     old, new = (two_apps.paths.app("blog") / "UPSTREAMS").read_text().strip(), backend("new")

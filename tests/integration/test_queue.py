@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +25,7 @@ MANY = """
 import json, subprocess, sys
 router, *commands = sys.argv[1:]
 pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-running = [subprocess.Popen([router, *json.loads(c)], **pipes) for c in commands]
+running = [subprocess.Popen([router, *json.loads(c), "--lock-timeout", "150"], **pipes) for c in commands]
 print(json.dumps([[*p.communicate(), p.returncode] for p in running]))
 """
 #: The same, one after the other.
@@ -50,7 +50,7 @@ class Callers:
         """(exit code, stdout, stderr) of each command."""
         found = []
         for process in self.processes:
-            out, _ = process.communicate(timeout=90)
+            out, _ = process.communicate(timeout=150)
             assert process.returncode == 0
             found += [(code, said, err) for said, err, code in json.loads(out)]
         return found
@@ -73,6 +73,23 @@ def callers(live: Live, script: str, commands: list[list[list[str]]]) -> Iterato
         running.end()
 
 
+def together(live: Live, commands: list[list[list[str]]]) -> list[tuple[int, str, str]]:
+    """The results of commands that were all in the queue before the first of them was taken."""
+    number = sum(map(len, commands))
+    missing = ""
+    with live.locked(), ExitStack() as cleanup:
+        running = cleanup.enter_context(callers(live, MANY, commands))
+        try:
+            until(lambda: live.queued() == number, 120, f"a queue of {number}")
+        except AssertionError as why:
+            missing = f"{why}; there were {live.queued()}"
+        outlasting = cleanup.pop_all()
+    with outlasting:
+        results = running.results()
+    assert not missing, f"{missing}: {[r for r in results if r[0] != 0]}"
+    return results
+
+
 @pytest.fixture
 def apps(live: Live) -> Live:
     """Twenty apps without endpoints: each domain of them answers 502, an unknown name nothing."""
@@ -86,14 +103,11 @@ def is_served(live: Live, domain: str) -> bool:
     return live.get(domain).status == 502
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_hundred_commands_that_wait_share_their_reloads(apps: Live) -> None:
     commands = [[["domains:add", f"app{n}", f"d{n}-{m}.test", "--format", "json"] for m in range(5)] for n in range(20)]
     before = len(apps.journal())
-    with callers(apps, MANY, commands) as running:
-        with apps.locked():
-            until(lambda: apps.queued() == 100, 60, "a queue of 100")
-        results = running.results()
+    results = together(apps, commands)
     assert [r for r in results if r[0] != 0] == []
     answers = [json.loads(out) for _, out, _ in results]
     current = apps.generations.current_number()
@@ -109,7 +123,7 @@ def test_a_hundred_commands_that_wait_share_their_reloads(apps: Live) -> None:
     apps.serves_current()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_commands_that_run_freely_are_all_applied(apps: Live, record_property: pytest.RecordProperty) -> None:
     commands = [[["domains:add", f"app{n % 5}", f"d{n}-{m}.test"] for m in range(6)] for n in range(10)]
     before = len(apps.journal())
@@ -175,7 +189,7 @@ def test_a_command_that_was_killed_while_it_waited_is_forgotten(two_apps: Live) 
     two_apps.is_consistent()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_bad_changes_among_good_ones_get_their_own_reasons(apps: Live) -> None:
     live = apps
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -196,10 +210,7 @@ def test_bad_changes_among_good_ones_get_their_own_reasons(apps: Live) -> None:
         }
         commands = [*good[:15], *map(list, bad), *rivals, *good[15:]]
         assert len(commands) == 43
-        with callers(live, MANY, [commands[n::10] for n in range(10)]) as running:
-            with live.locked():
-                until(lambda: live.queued() == len(commands), 60, "the queue")
-            results = running.results()
+        results = together(live, [commands[n::10] for n in range(10)])
     by_command: dict[tuple[str, ...], tuple[int, str, str]] = {}
     for command, result in zip([c for n in range(10) for c in commands[n::10]], results, strict=True):
         by_command[tuple(command)] = result

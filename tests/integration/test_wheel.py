@@ -95,6 +95,7 @@ def test_the_installed_wheel_is_the_same_product(wheels: tuple[Path, Path], tmp_
         return run(binaries / "router", *words, ROUTER_ROOT=str(root), PYTHONPATH="")
 
     assert router("version").stdout.strip() == router("version").stdout.strip() != ""
+    assert ".TH ROUTER 1" in (tmp_path / "venv/share/man/man1/router.1").read_text()
     assert run(binaries / "python", "-c", "import nginx_router; print(nginx_router.__file__)").stdout.startswith(str(tmp_path))
     router("apps:create", "blog")
     assert "saved, proxy is stopped" in router("apps:domains:add", "blog", "blog.example.com").stderr

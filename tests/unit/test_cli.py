@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nginx_router import cli
+from nginx_router.errors import Terminated
 from nginx_router.plugins import Plugins
 
 Run = Callable[..., Any]
@@ -212,4 +213,4 @@ def test_a_broken_plugin_is_named_and_the_others_work(run: Run, router_root: Pat
 def test_the_spellings_of_other_programs(run: Run) -> None:
     assert run("--version").out == run("version").out
     assert run("-h").out == run("--help").out == run("help").out
-    assert cli.INTERRUPTED == 130 and cli.TERMINATED == 143
+    assert cli.INTERRUPTED == 130 and Terminated().code == 143

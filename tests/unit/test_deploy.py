@@ -102,7 +102,7 @@ class FakeRouter:
         self.steps.append(f"gate {event.action}")
         self.refuse(event)
 
-    def change(self, events: Sequence[Event], *, gated: bool = False, then: Any = None) -> list[FakeOutcome]:
+    def change(self, events: Sequence[Event], *, gated: bool = False, served: Any = lambda: None, then: Any = None) -> list[FakeOutcome]:
         self.before_change()
         outcomes = []
         for event in events:
@@ -117,6 +117,7 @@ class FakeRouter:
             self.steps.append(f"change {event.action} {event.args.get('verb', '')}".strip())
             self.said.extend(edit.notes)
             outcomes.append(FakeOutcome(event, self.number, kind, edit.answer))
+        served()
         if then:
             then(outcomes)
         return outcomes

@@ -93,7 +93,11 @@ def test_commit_and_uncommit_are_one_rename_each(generations: Generations, route
     assert generations.current_number() == 1
     assert str((router_root / "current").readlink()) == "generations/000001"
     generations.uncommit(None)
-    assert generations.current() is None
+    with pytest.raises(StateCorrupt, match=r"current is gone, and the generations are not"):
+        generations.current()
+    generations.paths.intent.parent.mkdir(exist_ok=True)
+    generations.paths.intent.touch()
+    assert generations.current() is None, "the very first change is being put back"
     generations.uncommit(None)
 
 

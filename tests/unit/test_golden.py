@@ -91,5 +91,5 @@ def test_nginx_takes_each(case: str, router_root: Path) -> None:
 
 
 def test_nginx_takes_all_of_them_together(router_root: Path) -> None:
-    assert len(CASES) == 10
+    assert len(CASES) == 12
     judged(router_root, CASES)

@@ -419,9 +419,15 @@ def test_a_python_hook_that_goes_wrong(world, body, words):
 
 
 def test_ctrl_c_in_a_python_hook_is_not_swallowed(world):
-    world.add("a", plugin_py=HOOKIMPL + "@hookimpl\ndef post_deploy(event):\n    raise KeyboardInterrupt\n")
+    world.add("a", plugin_py=HOOKIMPL + "@hookimpl\ndef pre_deploy(event):\n    raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
-        world.plugins().notify("post-deploy", blog())
+        world.plugins().gate("pre-deploy", blog())
+    assert plugins.inside() is None
+
+
+def test_ctrl_c_in_a_notify_hook_ends_that_hook_alone(world):
+    world.add("a", plugin_py=HOOKIMPL + "@hookimpl\ndef post_deploy(event):\n    raise KeyboardInterrupt\n")
+    assert world.plugins().notify("post-deploy", blog()) == ["warning: plugin a failed post-deploy of 'blog': interrupted"]
     assert plugins.inside() is None
 
 

@@ -67,10 +67,110 @@ def test_a_property_of_the_app_counts_before_one_of_the_host_before_the_default(
     assert lines_with(made, "client_max_body_size") == ["client_max_body_size 2m;"]
     assert lines_with(made, "proxy_read_timeout") == ["proxy_read_timeout 5m;"]
     assert lines_with(made, "keepalive ") == ["keepalive 32;"]
+    assert not lines_with(made, "gzip")  # nginx's own defaults are not repeated: a snippet may say them
 
 
 def test_keepalive_zero_keeps_none() -> None:
     assert "keepalive" not in vhost(app_of(toml="[nginx]\nproxy-keepalive = 0\n")).partition("server {")[0]
+
+
+def nginx_toml(**values: str) -> str:
+    return "[nginx]\n" + "".join(f"{name.replace('_', '-')} = '{value}'\n" for name, value in values.items())
+
+
+def test_where_the_hosts_http_block_says_something_the_default_is_said_against_it() -> None:
+    made = vhost(app_of(), mode="host", host=HostFacts(host_has=("gzip on", "gzip", "keepalive_timeout 65", "keepalive_timeout")))
+    assert lines_with(made, "gzip") == ["gzip off;"]
+    assert "    keepalive_timeout 75s;" in made.splitlines()
+    assert not lines_with(vhost(app_of(), mode="host"), "gzip")
+
+
+@pytest.mark.parametrize(
+    ("values", "busy"),
+    [({}, "8k"), ({"proxy_buffer_size": "16k"}, "28k"), ({"proxy_buffers": "4 64k"}, "128k"), ({"proxy_buffers": "2 8k"}, "8k")],
+)
+def test_buffers_that_are_busy_fit_by_themselves(values: dict[str, str], busy: str) -> None:
+    made = vhost(app_of(toml=nginx_toml(**values)))
+    found = lines_with(made, "proxy_busy_buffers_size")
+    assert found == ([f"proxy_busy_buffers_size {busy};"] if busy != "8k" else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "hint"),
+    [
+        (
+            {"proxy_buffer_size": "64k"},
+            "proxy-buffer-size 64k is more than all but one of the proxy-buffers (8 4k)",
+            "proxy-buffers '17 4k'",
+        ),
+        ({"proxy_busy_buffers_size": "2k"}, "proxy-busy-buffers-size 2k is less than a buffer", ""),
+        ({"proxy_busy_buffers_size": "32k"}, "proxy-busy-buffers-size 32k is more than all but one of the proxy-buffers (8 4k)", ""),
+        (
+            {"x_forwarded_proto_value": "$http_x_forwarded_proto"},
+            "what any client claims: trusted-proxies is off",
+            "trusted-proxies NETWORK",
+        ),
+        ({"x_forwarded_for_value": "$proxy_add_x_forwarded_for"}, "what any client claims: trusted-proxies is off", ""),
+        ({"bind_address_ipv4": "off"}, "leave of the host's addresses (everywhere) is nothing", ""),
+        ({"bind_address_ipv4": "10.0.0.1"}, "would serve no other app there any more", "proxy:set --global bind-address"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(values: dict[str, str], said: str, hint: str) -> None:
+    with pytest.raises(UsageProblem) as refused:
+        vhost(app_of(toml=nginx_toml(**values)))
+    assert said in refused.value.message and hint in refused.value.hint
+    assert refused.value.app == "blog"
+
+
+def test_an_app_is_served_on_the_addresses_it_chose_among_the_hosts() -> None:
+    def listens(bound: str, **values: str) -> list[str]:
+        made = vhost(app_of(toml=nginx_toml(**values)), host=HostFacts(ipv6=True), bind_address=bound)
+        return [line.removeprefix("listen ").removesuffix(";") for line in lines_with(made, "listen")]
+
+    assert listens("", bind_address_ipv6="off") == ["8080"]
+    assert listens("", bind_address_ipv4="off") == ["[::]:8080"]
+    assert listens("", bind_address_ipv4="0.0.0.0", bind_address_ipv6="::") == ["8080", "[::]:8080"]
+    assert listens("10.0.0.1 10.0.0.2 ::1", bind_address_ipv4="10.0.0.2") == ["10.0.0.2:8080", "[::1]:8080"]
+    with pytest.raises(UsageProblem) as refused:
+        listens("10.0.0.1", bind_address_ipv4="10.0.0.3")
+    assert "10.0.0.3 is not among the host's addresses (10.0.0.1)" in refused.value.message
+
+
+def test_the_way_of_choosing_knows_backups_or_says_that_it_does_not() -> None:
+    upstreams = "10.0.0.3:80\n10.0.0.4:80 backup\n"
+    for method in ("ip_hash", "random two"):
+        with pytest.raises(UsageProblem) as refused:
+            vhost(app_of(UPSTREAMS=upstreams, toml=nginx_toml(load_balancing=method)))
+        assert f"load-balancing {method} knows no backups, and 10.0.0.4:80 is one" in refused.value.message
+        vhost(app_of(UPSTREAMS="10.0.0.4:80 backup\n", toml=nginx_toml(load_balancing=method)))
+    made = vhost(app_of(UPSTREAMS=upstreams, toml=nginx_toml(load_balancing="least_conn")))
+    block = made.partition("upstream")[2]
+    assert block.index("zone ") < block.index("least_conn;") < block.index("server ") < block.index("keepalive ")
+
+
+def test_apps_behind_the_hosts_proxies_share_its_variables() -> None:
+    shared = Renderer(ROOT, Globals(nginx={"trusted-proxies": "10.0.0.0/8"}), HostFacts())
+    made = shared.vhost(app_of(), Facts(), ())
+    assert "geo" not in made and "proxy_set_header X-Forwarded-Proto $router_proto_all;" in made
+    assert "    10.0.0.0/8 1;" in shared.http(1, "1-x", (8080,), {}).splitlines()
+    own = shared.vhost(app_of(toml=nginx_toml(trusted_proxies="192.0.2.1")), Facts(), ())
+    assert lines_with(own, "set_real_ip_from") == ["set_real_ip_from 192.0.2.1;"]
+    assert "192.0.2.1 1;" in own and "_all" not in own
+    off = shared.vhost(app_of(toml=nginx_toml(trusted_proxies="off")), Facts(), ())
+    assert "real_ip" not in off and "proxy_set_header X-Forwarded-Proto $scheme;" in off
+
+
+def test_every_text_that_may_be_set_stands_in_one_place_of_the_vhost() -> None:
+    evil = '$status;} server { listen 1; # "'
+    made = vhost(app_of(toml=nginx_toml(access_log_format=evil)))
+    assert f"log_format router_blog escape=default '{evil}';" in made
+    json_like = vhost(app_of(toml=nginx_toml(access_log_format='{"s":"$status"}')))
+    assert "escape=json" in json_like
+
+
+def test_a_custom_config_can_be_disabled() -> None:
+    assert vhost(app_of(template="# own")) == "# own"
+    assert vhost(app_of(template="# own", toml=nginx_toml(disable_custom_config="true"))).startswith("# app blog")
 
 
 def servers(upstreams: str, **resolved: tuple[str, ...]) -> list[str]:
@@ -89,7 +189,7 @@ def test_backups_alone_serve_because_nginx_refuses_an_upstream_of_backups() -> N
 @pytest.mark.parametrize("upstreams", ["10.0.0.3:80 down\n", "10.0.0.3:80 drain\n", "10.0.0.3:80 drain\n10.0.0.4:80 down\n", "# none\n"])
 def test_without_an_instance_that_serves_a_page_says_so(upstreams: str) -> None:
     made = vhost(app_of(UPSTREAMS=upstreams))
-    assert "upstream" not in made
+    assert not lines_with(made, "upstream") and "proxy_pass" not in made
     assert "return 502" in made
 
 
@@ -175,7 +275,7 @@ def test_a_wrong_variable_is_named_with_file_and_line_and_what_there_is() -> Non
         ("\n{{ 1 / 0 }}", ":2: division by zero"),
         ("{{ app + 1 }}", ":1: can only concatenate"),
         ("{{ app | nonsense }}", "No filter named 'nonsense'"),
-        ("{% include 'vhost.conf.j2' %}", "no loader"),
+        ("{% include 'vhost.conf.j2' %}", "no plugin brings a template 'vhost.conf.j2'"),
         ("{{ '$host' | q }}", "cannot stand in nginx's configuration"),
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
     ],
@@ -273,9 +373,9 @@ def test_a_default_server_of_the_host_is_left_to_it_listener_by_listener() -> No
 
 
 def test_what_the_host_has_at_http_level_is_left_out() -> None:
-    has = ("server_names_hash_bucket_size", "server_names_hash_max_size", "server_tokens", "log_format router_main")
+    has = ("server_names_hash_bucket_size", "server_names_hash_max_size", "server_tokens")
     made = http({"mode": "host"}, host_has=has, probe_name="p.invalid")
-    for word in ("server_names_hash", "server_tokens", "log_format"):
+    for word in ("server_names_hash", "server_tokens"):
         assert word not in made
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nginx_router.errors import NotFound, StateCorrupt, UsageProblem
+from nginx_router.errors import Conflict, NotFound, StateCorrupt, UsageProblem
 from nginx_router.settings import Paths
 from nginx_router.store import Move, Store, Write
 
@@ -122,7 +122,7 @@ def test_an_app_that_a_change_made_goes_again_with_its_directory(store: Store, r
 def test_a_destroyed_app_waits_in_the_trash_until_the_change_is_proven(store: Store, router_root: Path) -> None:
     before = tree(router_root)
     steps = store.steps("blog", store.texts("blog"), None)
-    assert steps == [Move("apps/blog", "apps/.trash/blog")]
+    assert [(s.old, s.new.rpartition(".")[0]) for s in steps if isinstance(s, Move)] == [("apps/blog", "apps/.trash/blog")]
     store.apply(steps)
     assert store.names() == []
     store.undo(steps)
@@ -130,14 +130,31 @@ def test_a_destroyed_app_waits_in_the_trash_until_the_change_is_proven(store: St
     store.apply(steps)
     store.write_intent({}, steps)
     store.clear_intent()
+    store.empty_trash()
     assert tree(router_root) == {}
 
 
 def test_trash_of_an_earlier_crash_is_no_hindrance(store: Store, router_root: Path) -> None:
     (router_root / "apps/.trash/blog").mkdir(parents=True)
     (router_root / "apps/.trash/blog/DOMAINS").write_text("older\n")
-    store.apply(store.steps("blog", store.texts("blog"), None))
-    assert (router_root / "apps/.trash/blog/DOMAINS").read_text() == "# ours\nblog.example.com\n"
+    for _ in range(2):
+        steps = store.steps("blog", store.texts("blog"), None)
+        store.apply(steps)
+        assert isinstance(steps[0], Move)
+        assert (router_root / steps[0].new / "DOMAINS").read_text() == "# ours\nblog.example.com\n"
+        (router_root / "apps/blog").mkdir()
+        (router_root / "apps/blog/DOMAINS").write_text("# ours\nblog.example.com\n")
+
+
+def test_a_file_that_was_edited_since_it_was_read_is_not_overwritten(store: Store, router_root: Path) -> None:
+    old = store.texts("blog")
+    assert old is not None
+    steps = store.steps("blog", old, {**old, "DOMAINS": "ours.example.com\n"})
+    (router_root / "apps/blog/DOMAINS").write_text("theirs.example.com\n")
+    with pytest.raises(Conflict, match=r"apps/blog/DOMAINS was edited"):
+        store.apply(steps)
+    assert store.undo(steps) == ["apps/blog/DOMAINS"]
+    assert (router_root / "apps/blog/DOMAINS").read_text() == "theirs.example.com\n"
 
 
 @pytest.mark.parametrize("done", range(4))
@@ -156,9 +173,11 @@ def test_a_rename_is_undone_from_wherever_it_was_interrupted(store: Store, route
 
 def test_the_host_wide_files(store: Store, router_root: Path) -> None:
     steps = store.global_steps(("", ""), ("[proxy]\n", ""))
-    assert steps == [Write("router.toml", "", "[proxy]\n")]
+    assert steps == [Write("router.toml", None, "[proxy]\n")]
     store.apply(steps)
     assert store.globals() == ("[proxy]\n", "")
+    store.undo(steps)
+    assert not (router_root / "router.toml").exists(), "it was not there"
 
 
 def test_the_intent_survives_with_any_bytes(store: Store) -> None:

@@ -1,0 +1,126 @@
+"""The examples of docs/plugins.md are installed as they stand there, and do what the page says."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nginx_router.discovery import read
+from nginx_router.hookspecs import HOOKS
+
+from ..integration.conftest import backend, live, two_apps  # noqa: F401 - fixtures
+
+if TYPE_CHECKING:
+    from ..integration.conftest import Backend, Live
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/plugins.md").read_text()
+EXAMPLES = {name: text for name, text in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.S)}
+
+
+@pytest.fixture
+def example(isolated: Path) -> Callable[[str], Path]:
+    """The directory of one example."""
+
+    def write(name: str) -> Path:
+        for path, text in EXAMPLES.items():
+            if path.startswith(f"{name}/"):
+                file = isolated / path
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(text)
+                file.chmod(0o644 if file.suffix in (".toml", ".py") else 0o755)
+        return isolated / name
+
+    return write
+
+
+@pytest.fixture
+def chat() -> Iterator[tuple[str, list[Any]]]:
+    """A chat's webhook, and what was posted there."""
+    posted: list[Any] = []
+
+    class Webhook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", posted
+        server.shutdown()
+        thread.join(10)
+
+
+def test_no_example_is_longer_than_a_screenful() -> None:
+    assert len(EXAMPLES) == 8
+    for name in {path.partition("/")[0] for path in EXAMPLES}:
+        assert sum(len(text.splitlines()) for path, text in EXAMPLES.items() if path.startswith(f"{name}/")) < 15
+
+
+@pytest.mark.parametrize(("name", "header"), [("who", "x-app"), ("who-python", "x-python")])
+def test_a_header_for_every_answer(two_apps: Live, example: Callable[[str], Path], name: str, header: str) -> None:  # noqa: F811 - a fixture
+    two_apps.done("plugins:install", example(name))
+    assert [two_apps.get(f"{app}.test").headers[header] for app in ("blog", "shop")] == ["blog", "shop"]
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="no perl on this machine")
+def test_no_deploys_at_night(two_apps: Live, example: Callable[[str], Path], backend: Callable[[str], Backend]) -> None:  # noqa: F811 - fixtures
+    two_apps.done("plugins:install", example("office-hours"))
+    hour = time.localtime().tm_hour
+    two_apps.done("plugins:set", "office-hours", "from", hour + 2)
+    two_apps.done("plugins:set", "office-hours", "until", hour + 3)
+    result = two_apps("apps:deploy", "blog", backend("new"))
+    assert result.code == 6 and "office-hours" in result.err and f"from {hour + 2} to {hour + 3} o'clock" in result.err, result
+    assert two_apps.get("blog.test").body == "blog"
+    two_apps.done("plugins:set", "office-hours", "from", 0, "--app", "blog")
+    two_apps.done("plugins:set", "office-hours", "until", 24, "--app", "blog")
+    two_apps.done("apps:deploy", "blog", backend("day"))
+    assert two_apps.get("blog.test").body == "day"
+    assert two_apps("apps:deploy", "shop", backend("new")).code == 6
+
+
+def test_deploys_are_told_to_a_chat(
+    two_apps: Live,  # noqa: F811 - a fixture
+    example: Callable[[str], Path],
+    backend: Callable[[str], Backend],  # noqa: F811 - a fixture
+    chat: tuple[str, list[Any]],
+) -> None:
+    url, posted = chat
+    two_apps.done("plugins:install", example("chat"))
+    two_apps.done("plugins:set", "chat", "url", url)
+    new = backend("new")
+    two_apps.done("apps:deploy", "blog", new)
+    assert posted == [{"text": f"root deployed blog: {new}"}]
+    two_apps.done("plugins:set", "chat", "url", "http://127.0.0.1:1/")
+    result = two_apps.done("apps:deploy", "blog", backend("newer"))
+    assert "warning: plugin chat" in result.err and two_apps.get("blog.test").body == "newer"
+
+
+def test_the_plugin_toml_that_is_shown_is_one(tmp_path: Path) -> None:
+    shown = re.search(r"## plugin.toml\n\n```toml\n(.*?)```", PAGE, re.S)
+    assert shown
+    (tmp_path / "plugin.toml").write_text(shown[1])
+    tmp_path.chmod(0o755)
+    plugin = read(tmp_path, package="only.to.be.read")
+    assert set(plugin.keys) == {"account", "buffer"} and set(plugin.commands) == {"billing:invoice", "billing:export"}
+
+
+def test_every_hook_and_command_that_is_named_exists() -> None:
+    toml = (Path(__file__).resolve().parents[2] / "plugins/plugins/plugin.toml").read_text()
+    for name in set(re.findall(r"plugins:([a-z]+)\b", PAGE)) - {"install|enable"}:
+        assert f'"plugins:{name}"' in toml, name
+    for hook in re.findall(r"`((?:pre|post|nginx|report|template|doctor)-[a-z-]+)`", PAGE):
+        assert hook in HOOKS, hook

@@ -1,0 +1,309 @@
+"""`router doctor`: what is wrong is named with what mends it, and --fix mends what is safe."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nginx_router.processes import is_alive
+
+from .conftest import until
+
+if TYPE_CHECKING:
+    from .conftest import Backend, Live
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def holder(free_port: Callable[[], int]) -> Iterator[tuple[int, int]]:
+    """A stranger's process that listens on a port: pid and port."""
+    port = free_port()
+    code = f"import socket; s = socket.create_server(('127.0.0.1', {port})); print('up', flush=True); s.accept()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process.pid, port
+    process.kill()
+    process.wait(10)
+    process.stdout.close()
+
+
+def examined(live: Live, *argv: object, code: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """The checks that are not well, by name."""
+    result = live("doctor", *argv, "--format", "json")
+    assert result.code == code, result
+    found = result.json
+    assert found["healthy"] == (code == 0) and found["problems"] == sum(c["state"] == "problem" for c in found["checks"])
+    bad: dict[str, list[dict[str, Any]]] = {}
+    for check in found["checks"]:
+        assert list(check) == ["name", "state", "ok", "note", "problem", "fix", "fixed"]
+        if check["state"] != "ok" or check["fixed"]:
+            bad.setdefault(check["name"], []).append(check)
+    return bad
+
+
+def examined_any(live: Live) -> dict[str, Any]:
+    return {check["name"]: check for check in live("doctor", "--format", "json").json["checks"] if not check["ok"]}
+
+
+def text_of(live: Live, name: str, *argv: object, code: int = 8) -> dict[str, Any]:
+    """The one finding of a check."""
+    bad = examined(live, *argv, code=code)
+    assert name in bad, bad
+    (only,) = bad[name]
+    return only
+
+
+def point(live: Live, target: str) -> None:
+    live.paths.current.unlink()
+    live.paths.current.symlink_to(target)
+
+
+def test_a_healthy_host_is_0_and_every_check_is_named(two_apps: Live) -> None:
+    result = two_apps.done("doctor", "--endpoints")
+    names = [line.split()[1] for line in result.out.splitlines()]
+    assert {"binary", "master", "serving", "objects", "open-files", "hand-edits", "plugins"} <= set(names)
+    assert all(line.startswith("ok ") for line in result.out.splitlines()), result
+    assert not result.err and not examined(two_apps)
+    assert two_apps.done("doctor", "--quiet").out == ""
+    with two_apps.unchanged():
+        two_apps.done("doctor", "--fix")
+    two_apps.serves_current()
+
+
+def test_a_killed_master_is_found_with_its_orphans_and_started_again(two_apps: Live) -> None:
+    workers = two_apps.workers()
+    assert two_apps.master is not None
+    os.kill(two_apps.master, signal.SIGKILL)
+    until(lambda: two_apps.master is None)
+    bad = examined(two_apps, code=8)
+    assert bad["master"][0]["fix"] == "router proxy:start"
+    assert all(str(pid) in bad["orphans"][0]["problem"] for pid in workers) and bad["orphans"][0]["fix"].startswith("kill ")
+    assert "run-files" in bad
+    result = two_apps.done("doctor", "--fix")
+    assert re.search(r"^fixed +orphans ", result.out, re.M) and "nginx was started" in result.out, result
+    assert not any(is_alive(pid) for pid in workers)
+    assert two_apps.get("blog.test").body == "blog"
+    two_apps.serves_current()
+    assert not examined(two_apps)
+
+
+def test_an_orphan_beside_a_running_master_is_ended_and_nothing_else(two_apps: Live) -> None:
+    log = two_apps.paths.log / "error.log"
+    workers = two_apps.workers()
+    # as a worker looks whose master was killed
+    orphan = subprocess.Popen(["bash", "-c", f"exec -a 'nginx: worker process' sleep 60 3>>{log}"])
+    try:
+        until(lambda: str(orphan.pid) in str(examined_any(two_apps).get("orphans")))
+        two_apps.done("doctor", "--fix")
+        assert orphan.wait(10) == -signal.SIGTERM
+    finally:
+        orphan.kill()
+        orphan.wait(10)
+    assert two_apps.workers() == workers
+    assert not examined(two_apps)
+
+
+def test_current_that_points_nowhere_goes_to_the_newest_good_generation(two_apps: Live) -> None:
+    good = two_apps.generations.current_number()
+    two_apps.done("domains:add", "blog", "next.test")
+    newest = two_apps.generations.current_number()
+    assert good and newest
+    (two_apps.generations.directory(newest) / "state.json").write_text("{")
+    point(two_apps, "generations/999999")
+    assert two_apps("status").code == 10
+    found = text_of(two_apps, "current")
+    assert f"the newest good one is {good}" in found["problem"]
+    assert found["fix"].startswith(f"ln -sfn generations/{good:06d} ")
+    result = two_apps("doctor", "--fix")
+    assert re.search(rf"^ +current is generation {good}$", result.out, re.M), result
+    assert two_apps.generations.current_number() == good
+    # the files say more than that generation does: that is named, and a person decides
+    assert "edits were not taken up: blog" in result.out
+    two_apps.done("reconcile", "--all")
+    assert two_apps.get("next.test").body == "blog"
+
+
+@pytest.mark.parametrize("which", ["vhost", "state", "snippet"])
+@pytest.mark.parametrize("how", ["missing", "changed"])
+def test_an_object_that_is_not_what_its_name_says_is_made_again(two_apps: Live, which: str, how: str) -> None:
+    two_apps.snippet("blog", "add_header X-Blog yes;\n")
+    two_apps.done("reconcile", "blog")
+    index = two_apps.generations.current()
+    assert index is not None
+    entry = index.apps["blog"]
+    sha = {"vhost": entry.vhost, "state": entry.state, "snippet": entry.objects[0]}[which]
+    assert sha is not None
+    path = two_apps.generations.object_path(sha)
+    before = path.read_bytes()
+    path.unlink()
+    if how == "changed":
+        path.write_bytes(before + b"# x\n")
+    found = text_of(two_apps, "objects")
+    assert "app blog: objects/" in found["problem"] and found["problem"].endswith(f"{'is missing' if how == 'missing' else 'was changed'}")
+    two_apps.done("doctor", "--fix")
+    assert path.read_bytes() == before and path.stat().st_mode & 0o777 == 0o444
+    assert not examined(two_apps)
+    assert two_apps.get("blog.test").headers["x-blog"] == "yes"
+
+
+def test_what_killed_commands_left_is_cleared_away(two_apps: Live) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait(10)
+    old = time.time() - 3600
+    queued = two_apps.write(f"run/queue/00000000000000000001-{gone.pid}-abcdef.json", "{}")
+    answer = two_apps.write(f"run/queue/00000000000000000002-{gone.pid}-abcdef.answer", "[]")
+    validation = two_apps.write(f"run/validate-{gone.pid}/nginx.conf", "").parent
+    half = two_apps.write("apps/blog/.DOMAINS.x1.tmp", "half")
+    os.utime(half, (old, old))
+    trash = two_apps.write("apps/.trash/old/DOMAINS", "").parent.parent
+    unnamed = two_apps.write(f"objects/{'a' * 64}", "nobody's")
+    os.utime(unnamed, (old, old))
+    bad = examined(two_apps, code=8)
+    assert "queue/" in str(bad["leftovers"]) and bad["leftovers"][0]["fix"] == "router doctor --fix"
+    assert bad["unnamed"][0]["state"] == "warning"
+    two_apps.done("doctor", "--fix")
+    assert not [path for path in (queued, answer, validation, half, trash, unnamed) if path.exists()]
+    assert not examined(two_apps)
+    two_apps.serves_current()
+
+
+def test_a_command_that_was_killed_behind_its_intent_is_undone_or_finished(two_apps: Live) -> None:
+    two_apps("domains:add", "blog", "next.test", ROUTER_KILL_AT="files")
+    assert two_apps.paths.intent.exists(), "it was killed in the middle"
+    assert "run/intent.json" in text_of(two_apps, "leftovers")["problem"]
+    two_apps.done("doctor", "--fix")
+    assert not examined(two_apps)
+    two_apps.is_consistent()
+    assert two_apps.get("next.test").status == 0
+
+
+def test_modes_of_keys_and_files(two_apps: Live) -> None:
+    key = two_apps.write("apps/blog/tls/blog.key", "key")
+    key.parent.chmod(0o755)
+    key.chmod(0o644)
+    domains = two_apps.paths.app("blog") / "DOMAINS"
+    domains.chmod(0o666)
+    bad = examined(two_apps, code=8)["modes"]
+    assert [check["problem"] for check in bad] == [
+        "apps/blog/tls is 0755: others may read keys",
+        "apps/blog/tls/blog.key is 0644: others may read keys",
+        "anybody may write apps/blog/DOMAINS",
+    ]
+    assert bad[0]["fix"] == f"chmod 0700 {key.parent}"
+    two_apps.done("doctor", "--fix")
+    assert [oct(p.stat().st_mode & 0o777) for p in (key.parent, key, domains)] == ["0o700", "0o600", "0o664"]
+    assert not examined(two_apps)
+
+
+def test_edits_that_nobody_took_up_and_apps_that_are_stale(two_apps: Live) -> None:
+    two_apps.write("apps/blog/DOMAINS", "blog.test\nnext.test\n")
+    two_apps.app("new", ["new.test"])
+    found = text_of(two_apps, "hand-edits", code=0)
+    assert (found["state"], found["problem"]) == ("warning", "edits were not taken up: blog, new")
+    assert found["fix"] == "router reconcile blog new"
+    two_apps.done(*found["fix"].split()[1:])
+    assert not examined(two_apps)
+    two_apps.snippet("shop", "no_such_directive on;\n")
+    assert two_apps("reconcile", "shop").code == 8
+    found = text_of(two_apps, "stale")
+    assert "app shop is stale" in found["problem"] and "no_such_directive" in found["problem"] and "router reconcile shop" in found["fix"]
+    result = two_apps("doctor")
+    assert result.err.splitlines() == ["router: 1 problem: stale"]
+
+
+def test_who_holds_a_port_is_named(two_apps: Live, holder: tuple[int, int]) -> None:
+    pid, port = holder
+    two_apps.done("proxy:stop")
+    two_apps.done("ports:add", "blog", "http", f"http:{port}")
+    found = text_of(two_apps, "ports")
+    assert f"port {port} is taken by pid {pid} ({sys.executable} -c" in found["problem"]
+    assert two_apps("proxy:start").code == 13
+
+
+def test_endpoints_that_do_not_accept(two_apps: Live, backend: Callable[[str], Backend]) -> None:
+    dead = backend("dead")
+    address = str(dead)
+    dead.close()
+    two_apps.done("upstreams:add", "shop", address, f"unix:{two_apps.paths.root}/none.sock")
+    assert not examined(two_apps), "they are asked on request only"
+    bad = examined(two_apps, "--endpoints", code=8)["endpoints"]
+    assert len(bad) == 2 and f"endpoint {address} of shop does not accept: Connection refused" == bad[0]["problem"]
+    assert f"router apps:upstreams:remove shop {address}" in bad[0]["fix"]
+
+
+def test_domains_that_do_not_lead_here(two_apps: Live) -> None:
+    two_apps.done("domains:add", "blog", "localhost")
+    bad = examined(two_apps, "--domains")["domains"]
+    assert {check["problem"] for check in bad} == {
+        "domain blog.test of blog does not resolve",
+        "domain shop.test of shop does not resolve",
+    }
+
+
+def test_another_generation_than_current_is_mended_by_a_reload(two_apps: Live) -> None:
+    before = two_apps.generations.current_number()
+    two_apps.done("domains:add", "blog", "next.test")
+    point(two_apps, f"generations/{before:06d}")
+    bad = examined(two_apps, code=8)
+    assert f"current is generation {before}" in bad["serving"][0]["problem"] and bad["serving"][0]["fix"] == "router proxy:reload"
+    assert "generations newer than the current one" in bad["generations"][0]["problem"]
+    assert two_apps("doctor", "--fix").code == 0
+    assert two_apps.get("next.test").status == 0
+    assert "serving" not in examined(two_apps)
+
+
+def test_plugins_add_checks_and_a_broken_one_stops_nobody(two_apps: Live) -> None:
+    two_apps.plugin(
+        "mine",
+        doctor_checks="""
+echo '{"name": "backup", "ok": false, "problem": "the last backup is old", "fix": "backup now"}'
+echo '{"name": "mail", "ok": true}'
+echo '{"name": "space", "ok": false, "warning": true, "problem": "room for a week"}'
+""",
+    )
+    two_apps.plugin("bad", doctor_checks="echo 'it is down' >&2; exit 1")
+    two_apps.plugin("worse", doctor_checks="echo no json")
+    broken = two_apps.write("plugins/broken/plugin.py", "import nothing_of_that_name\n")
+    two_apps.write("plugins/broken/plugin.toml", '[plugin]\nname = "broken"\n')
+    bad = examined(two_apps, code=8)
+    assert (bad["mine:backup"][0]["problem"], bad["mine:backup"][0]["fix"]) == ("the last backup is old", "backup now")
+    assert bad["mine:space"][0]["state"] == "warning" and "mine:mail" not in bad
+    assert bad["bad"][0]["problem"] == "its checks failed: it is down"
+    assert "is not {name, ok, problem, fix}" in bad["worse"][0]["problem"]
+    assert "nothing_of_that_name" in bad["plugins"][0]["problem"]
+    broken.unlink()
+
+
+def test_a_configuration_with_which_nginx_would_not_start(two_apps: Live) -> None:
+    index = two_apps.generations.current()
+    assert index is not None
+    conf = two_apps.paths.current / "nginx.conf"
+    conf.write_text(conf.read_text() + "broken\n")
+    found = text_of(two_apps, "configuration")
+    assert "nginx would not start: [emerg]" in found["problem"] and found["fix"].startswith("nginx -t -c ")
+    assert two_apps.get("blog.test").body == "blog"
+
+
+def test_a_dead_socket_is_removed(two_apps: Live) -> None:
+    path = two_apps.paths.run / "old.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    assert text_of(two_apps, "sockets")["problem"] == f"{path} is a dead socket: nobody listens"
+    two_apps.done("doctor", "--fix")
+    assert not path.exists() and (two_apps.paths.run / "probe.sock").exists()
+
+
+def test_a_root_that_does_not_exist_yet_is_no_problem(router: Any) -> None:
+    result = router("doctor", "--format", "json")
+    assert result.code == 0, result

@@ -1,0 +1,370 @@
+"""Every hook is fired by the command that says so, and whatever a hook does, the router goes on: all through `router` itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nginx_router.hookspecs import COMMON, HOOKS
+from nginx_router.processes import all_pids, command_line
+
+from .conftest import until
+
+if TYPE_CHECKING:
+    from .conftest import Backend, Live
+
+pytestmark = pytest.mark.timeout(120)
+
+#: Nothing fires these before there are certificates; `plugins:trigger` calls them by hand.
+AWAITED = {"certificate-for", "post-certs-update"}
+
+#: Keeps each call as one line of JSON: its arguments and its stdin; then answers with what lies in answers/HOOK.
+LOG = """
+argv=; for word in "$@"; do argv="$argv,\\"$word\\""; done
+printf '{"hook": "%s", "argv": [%s], "event": %s}\\n' "$ROUTER_HOOK" "${argv#,}" "$(cat)" >>"$ROUTER_PLUGIN_DATA/calls"
+cat "$ROUTER_PLUGIN_DATA/$ROUTER_HOOK" 2>/dev/null || true
+"""
+
+FACTS = ["nginx-http-snippet", "nginx-server-snippet", "nginx-location-snippet", "nginx-app-template-source", "template-dirs"]
+
+
+class Log:
+    """A plugin that has every hook and remembers each call."""
+
+    def __init__(self, live: Live) -> None:
+        self.live, self.data = live, live.paths.root / "data/log"
+        self.data.mkdir(parents=True)
+        live.plugin("log", **{hook.replace("-", "_"): LOG for hook in HOOKS})
+        self.seen: set[str] = set()
+
+    def answers(self, **answers: str) -> None:
+        for hook, text in answers.items():
+            (self.data / hook.replace("_", "-")).write_text(text)
+
+    def calls(self, *command: object, code: int = 0) -> list[dict[str, Any]]:
+        """The calls that one command makes, in their order."""
+        file = self.data / "calls"
+        file.unlink(missing_ok=True)
+        result = self.live(*command)
+        assert result.code == code, result
+        found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        for call in found:
+            event, hook = call["event"], HOOKS[call["hook"]]
+            assert set(event) >= {*COMMON, *hook.keys}, f"{hook.name} has every key that it promises"
+            assert (event["api"], event["hook"], event["user"], event["uid"]) == (1, hook.name, "root", 0)
+            assert event["command"].split()[0] == str(command[0])
+            assert call["argv"] == hook.arguments(event)
+        self.seen |= {call["hook"] for call in found}
+        return found
+
+    def words(self, *command: object, code: int = 0) -> list[str]:
+        """The same as hook and arguments, in one string each."""
+        return [" ".join([call["hook"], *call["argv"]]) for call in self.calls(*command, code=code)]
+
+
+@pytest.fixture
+def log(two_apps: Live) -> Iterator[Log]:
+    yield Log(two_apps)
+
+
+def facts(app: str) -> list[str]:
+    return [f"{hook} {app}" for hook in FACTS]
+
+
+def test_every_hook_is_fired_by_some_command_with_exactly_these_arguments(
+    two_apps: Live, log: Log, backend: Callable[[str], Backend], free_port: Callable[[], int]
+) -> None:
+    a, b, c, d = (backend(name) for name in "abcd")
+    blog = (two_apps.paths.app("blog") / "UPSTREAMS").read_text().strip()
+    dead = f"127.0.0.1:{free_port()}"
+    number = two_apps.generations.current_number() or 0
+
+    def next_number() -> int:
+        nonlocal number
+        number += 1
+        return number
+
+    def change(app: str) -> list[str]:
+        return [*facts(app), f"pre-apply  {app}"]
+
+    log.answers(app_hostname="new.test\n", endpoint_resolve="127.0.0.1\n")
+    assert log.words("apps:create", "new") == [
+        "app-hostname new",
+        "pre-create new",
+        *change("new"),
+        "post-create new",
+        f"post-apply {next_number()} new",
+    ]
+    assert log.words("domains:add", "new", "x.test", "y.test") == [
+        "pre-domains-update new add x.test y.test",
+        *change("new"),
+        "post-domains-update new add x.test y.test",
+        f"post-apply {next_number()} new",
+    ]
+    assert log.words("upstreams:add", "new", f"db.internal:{a.port}") == [
+        "endpoint-resolve new",
+        *change("new"),
+        "post-upstreams-update new",
+        f"post-apply {next_number()} new",
+    ]
+    assert two_apps.get("x.test").body == "a", "the plugin resolved what no DNS knows"
+    assert log.words("apps:deploy", "new", str(b), f"api={c}") == [
+        f"pre-deploy new web={b} api={c}",
+        *change("new"),
+        f"post-deploy new web={b} api={c}",
+        f"post-apply {next_number()} new",
+        f"endpoints-retired new db.internal:{a.port}",
+    ]
+    log.answers(scale=f"{b}\n{d}\n")
+    assert log.words("apps:scale", "new", "web=2") == [
+        "pre-scale new web 2",
+        "scale new web 2",
+        *change("new"),
+        "post-scale new web 2",
+        f"post-apply {next_number()} new",
+    ]
+    log.answers(scale=f"{d}\n")
+    assert log.words("apps:scale", "new", "web=1") == [
+        "pre-scale new web 1",
+        "scale new web 1",
+        *change("new"),
+        "post-scale new web 1",
+        f"post-apply {next_number()} new",
+        f"endpoints-retired new {b}",
+        f"stop new {b}",
+    ]
+    log.answers(scale=f"{d}\n{dead}\n")
+    assert log.words("apps:scale", "new", "web=2", "--check-timeout", "1", code=12) == [
+        "pre-scale new web 2",
+        "scale new web 2",
+        f"stop new {dead}",
+    ]
+    assert log.words("apps:rename", "new", "renamed") == [
+        *facts("renamed"),
+        "pre-apply  new",
+        "pre-apply  renamed",
+        "post-rename new renamed",
+        f"post-apply {next_number()} renamed",
+    ]
+    assert log.words("apps:report", "renamed") == ["report-rows renamed"]
+    assert log.words("doctor", code=two_apps("doctor").code)[-1:] == ["doctor-checks "]
+    two_apps.snippet("blog", "no_such_directive on;\n")
+    assert log.words("domains:add", "blog", "z.test", code=8)[-1:] == ["apply-failed blog"]
+    (two_apps.paths.app("blog") / "nginx.conf.d/own.conf").unlink()
+    assert log.words("apps:destroy", "renamed", "--force") == [
+        "pre-destroy renamed",
+        "pre-apply  renamed",
+        "post-destroy renamed",
+        f"post-apply {next_number()} renamed",
+    ]
+    assert blog and two_apps.get("blog.test").body == "blog"
+    assert log.seen == set(HOOKS) - AWAITED
+    for hook in AWAITED:
+        assert log.words("plugins:trigger", hook, "blog") == [f"{hook} blog"]
+
+
+def test_events_say_what_their_keys_promise(two_apps: Live, log: Log, backend: Callable[[str], Backend]) -> None:
+    old, new = (two_apps.paths.app("blog") / "UPSTREAMS").read_text().strip(), str(backend("new"))
+    swap = {"processes": {"web": {"old": [old], "new": [new]}}, "retired": [old]}
+    told = {call["hook"]: call["event"] for call in log.calls("apps:deploy", "blog", new)}
+    for hook in ("pre-deploy", "post-deploy"):
+        assert {key: told[hook][key] for key in swap} == swap
+    assert told["pre-apply"]["vhost"].count(new) == 1 and told["pre-apply"]["apps"] == ["blog"]
+    assert told["endpoints-retired"]["endpoints"] == [old]
+    log.answers(scale=f"{new}\n{old}\n")
+    told = {call["hook"]: call["event"] for call in log.calls("apps:scale", "blog", "web=2")}
+    assert told["scale"]["endpoints"] == told["pre-scale"]["endpoints"] == [new] and told["scale"]["count"] == 2
+    assert told["post-scale"]["endpoints"] == [new, old]
+    assert told["post-scale"]["processes"] == {"web": {"old": [new], "new": [new, old]}}
+    two_apps.done("domains:add-global", "example.com")
+    told = {call["hook"]: call["event"] for call in log.calls("apps:create", "third")}
+    assert told["app-hostname"]["domains"] == ["example.com"]
+    assert told["pre-create"]["domains"] == told["post-create"]["domains"] == ["third.example.com"]
+
+
+def test_nothing_that_changes_nothing_is_told(two_apps: Live, log: Log) -> None:
+    for command in (("domains:add", "blog", "blog.test"), ("apps:create", "blog"), ("domains:remove", "blog", "not.there")):
+        assert [word for word in log.words(*command) if word.startswith(("pre-", "post-"))] == []
+
+
+def test_the_order_of_calls_is_the_order_that_is_shown(two_apps: Live, isolated: Path) -> None:
+    for name, priority in (("zz", 1), ("mm", 50), ("aa", 99), ("bb", 50)):
+        two_apps.plugin(name, f"priority = {priority}\n", pre_domains_update=f"echo {name} >>{isolated}/order")
+    shown = [line.split()[1] for line in two_apps.done("plugins:hooks", "pre-domains-update").out.splitlines()]
+    two_apps.done("domains:add", "blog", "new.blog.test")
+    assert (isolated / "order").read_text().split() == shown == ["zz", "bb", "mm", "aa"]
+
+
+def test_a_veto_is_the_last_word(two_apps: Live, isolated: Path) -> None:
+    two_apps.plugin("a-first", pre_domains_update="echo looked; exit 0")
+    two_apps.plugin("b-says-no", pre_domains_update="echo it is late >&2; exit 7")
+    two_apps.plugin("c-never", pre_domains_update=f"touch {isolated}/asked")
+    with two_apps.unchanged():
+        result = two_apps("domains:add", "blog", "new.blog.test")
+    assert result.code == 6 and "b-says-no" in result.err and "it is late" in result.err and "looked" in result.err, result
+    assert not (isolated / "asked").exists()
+    assert two_apps.get("new.blog.test").status == 0
+
+
+FAULTS = [
+    ("hangs", "sleep 61", "no answer within 0.5 s"),
+    ("hangs and ignores TERM", "trap '' TERM; sleep 62; sleep 62", "no answer within 0.5 s"),
+    ("dies", "kill -SEGV $$", "SIGSEGV"),
+    ("prints binary", "printf '\\377\\376\\000'", "UTF-8"),
+    ("prints for ever", "exec yes", "1048576"),
+    ("is no program", None, "cannot be run"),
+]
+
+
+@pytest.mark.parametrize(("fault", "script", "said"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_whatever_a_hook_does_only_the_change_of_its_app_suffers(two_apps: Live, fault: str, script: str | None, said: str) -> None:
+    def plugin(name: str, hook: str) -> None:
+        directory = two_apps.plugin(name, "timeout = 0.5\n", **{hook: f'[ "$1" = blog ] || exit 0; {script}'})
+        if script is None:
+            (directory / hook.replace("_", "-")).write_text("no interpreter\n")
+
+    def retires(name: str) -> None:
+        two_apps.done("plugins:uninstall", name, "--purge")
+
+    for name, hook, code in (("gatekeeper", "pre_domains_update", 6), ("writer", "nginx_server_snippet", 11)):
+        plugin(name, hook)
+        with two_apps.unchanged():
+            result = two_apps("domains:add", "blog", "new.blog.test")
+        assert result.code == code and name in result.err and said in result.err, result
+        assert result.seconds < 15
+        if script is not None:
+            two_apps.done("domains:add", "shop", f"{name}.shop.test")
+            assert two_apps.get(f"{name}.shop.test").body == "shop"
+        (two_apps.paths.plugins / name / hook.replace("_", "-")).unlink()
+        retires(name)
+    plugin("listener", "post_domains_update")
+    result = two_apps.done("domains:add", "blog", "new.blog.test")
+    assert "warning: plugin listener" in result.err and said in result.err, result
+    assert two_apps.get("new.blog.test").body == "blog"
+    assert not [pid for pid in all_pids() if command_line(pid) in (script, "sleep 61", "sleep 62")], "nothing of it is left"
+    two_apps.is_consistent()
+
+
+def test_a_hook_may_ask_router_and_a_notify_hook_may_change_the_app(two_apps: Live, isolated: Path) -> None:
+    two_apps.plugin(
+        "asks",
+        pre_domains_update=f'"$ROUTER_BIN" apps:urls "$1" >{isolated}/urls; "$ROUTER_BIN" apps:lock "$1" no; echo $? >{isolated}/locked',
+        nginx_server_snippet=f"""[ "$1" = blog ] || exit 0
+            "$ROUTER_BIN" apps:report "$1" --domains >{isolated}/domains
+            "$ROUTER_BIN" apps:lock shop why""",
+        post_domains_update='[ "$3" = new.blog.test ] && "$ROUTER_BIN" domains:add "$1" "also-$3" || true',
+    )
+    result = two_apps.done("domains:add", "blog", "new.blog.test")
+    assert (isolated / "urls").read_text().startswith("http://blog.test")
+    assert (isolated / "locked").read_text().strip() == "5"
+    assert (isolated / "domains").read_text().split()[0] == "blog.test"
+    assert two_apps.done("apps:report", "shop", "--locked").out.strip() == "why", "another app may be changed from everywhere"
+    assert two_apps.get("also-new.blog.test").body == "blog", result
+    two_apps.is_consistent()
+
+
+def test_what_is_broken_is_named_and_everything_else_works(two_apps: Live) -> None:
+    two_apps.plugin("fine", post_domains_update="echo fine was told")
+    two_apps.write("plugins/broken/plugin.toml", "[plugin]\nname = 7\n")
+    result = two_apps.done("domains:add", "blog", "new.blog.test")
+    assert "broken" in result.err and "fine was told" in result.err
+    assert two_apps.done("apps:list").out.split() == ["blog", "shop"]
+    rows = {row["name"]: row for row in two_apps.done("plugins:list", "--format", "json").json}
+    assert "name" in rows["broken"]["problem"] and rows["fine"]["problem"] is None
+
+
+# the life of a plugin, as nginx sees it
+
+
+def tag(directory: Path, word: str) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "plugin.toml").write_text(f'[plugin]\nname = "tag"\n[plugin.config]\nword = "{word}"\n')
+    (directory / "nginx-server-snippet").write_text('#!/bin/sh\necho "add_header X-Tag \\"$CONFIG_WORD\\";"\n')
+    (directory / "nginx-server-snippet").chmod(0o755)
+    return directory
+
+
+def tags(live: Live, apps: Sequence[str] = ("blog", "shop")) -> list[str | None]:
+    return [live.get(f"{app}.test").headers.get("x-tag") for app in apps]
+
+
+def test_every_step_of_its_life_is_served_when_the_command_ends(two_apps: Live, isolated: Path) -> None:
+    source = tag(isolated / "tag", "one")
+    two_apps.done("plugins:install", source)
+    assert tags(two_apps) == ["one", "one"]
+    two_apps.done("plugins:set", "tag", "word", "own", "--app", "blog")
+    assert tags(two_apps) == ["own", "one"]
+    two_apps.done("plugins:set", "tag", "word", "host")
+    assert tags(two_apps) == ["own", "host"]
+    two_apps.done("plugins:disable", "tag")
+    assert tags(two_apps) == [None, None]
+    two_apps.done("plugins:enable", "tag")
+    assert tags(two_apps) == ["own", "host"]
+    two_apps.done("plugins:set", "tag", "word")
+    tag(source, "two")
+    two_apps.done("plugins:update", "tag")
+    assert tags(two_apps) == ["own", "two"]
+    assert two_apps.done("plugins:uninstall", "tag").err
+    assert tags(two_apps) == [None, None]
+    two_apps.serves_current()
+    two_apps.is_consistent()
+
+
+def test_one_reload_for_all_apps(two_apps: Live, isolated: Path) -> None:
+    two_apps.done("plugins:install", tag(isolated / "tag", "one"))
+    assert two_apps.journal()[-1]["reloads"] == 1 and two_apps.journal()[-1]["apps"] == ["blog", "shop"]
+
+
+def test_an_app_that_cannot_have_it_stays_as_it_was_and_is_named(two_apps: Live, isolated: Path) -> None:
+    source = tag(isolated / "tag", "one")
+    (source / "nginx-server-snippet").write_text('#!/bin/sh\n[ $1 = blog ] && echo "no_such $1;" || echo "add_header X-Tag one;"\n')
+    result = two_apps("plugins:install", source)
+    assert result.code == 8 and "blog" in result.err and "no_such" in result.err, result
+    assert tags(two_apps) == [None, "one"]
+    assert [row["app"] for row in two_apps("status", "--format", "json").json["stale"]] == ["blog"]
+    two_apps.done("plugins:uninstall", "tag")
+    two_apps.serves_current()
+
+
+def test_a_plugin_that_nobodys_vhost_depends_on_reloads_nothing(two_apps: Live, isolated: Path) -> None:
+    source = isolated / "quiet"
+    source.mkdir()
+    (source / "plugin.toml").write_text('[plugin]\nname = "quiet"\n')
+    (source / "post-deploy").write_text("#!/bin/sh\n")
+    (source / "post-deploy").chmod(0o755)
+    number = two_apps.generations.current_number()
+    two_apps.write("apps/blog/DOMAINS", "blog.test\nedited.test\n")
+    two_apps.done("plugins:install", source)
+    assert two_apps.generations.current_number() == number, "and hand edits of apps are not taken up"
+
+
+def test_installing_waits_for_who_holds_the_host(two_apps: Live, isolated: Path) -> None:
+    with two_apps.locked():
+        result = two_apps("plugins:install", tag(isolated / "tag", "one"), "--lock-timeout", "0.3")
+        assert result.code == 5, result
+        assert not (two_apps.paths.plugins / "tag").exists()
+    two_apps.done("plugins:install", isolated / "tag")
+
+
+def test_an_update_never_leaves_a_moment_without_the_plugin(two_apps: Live, isolated: Path) -> None:
+    source = tag(isolated / "tag", "0")
+    two_apps.done("plugins:install", source)
+    watched = two_apps.paths.plugins / "tag/plugin.toml"
+    for word in ("1", "2", "3"):
+        tag(source, word)
+        command = two_apps.begin("plugins:update", "tag")
+        while command.process.poll() is None:
+            assert watched.exists()
+        assert command.wait().code == 0
+    until(lambda: tags(two_apps) == ["3", "3"])
+
+
+def test_rejected_by_a_hook_of_another_plugin_nothing_is_half_done(two_apps: Live, isolated: Path) -> None:
+    two_apps.plugin("strict", pre_apply='[ "$2" = blog ] && { echo "blog is frozen" >&2; exit 1; } || exit 0')
+    result = two_apps("plugins:install", tag(isolated / "tag", "one"))
+    assert result.code == 6 and "blog is frozen" in result.err, result
+    assert tags(two_apps) == [None, "one"]

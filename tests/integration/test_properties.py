@@ -1,0 +1,612 @@
+"""nginx properties as they are served: set, taken up at once, held by the real nginx, unset again; and the commands around them."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nginx_router.properties import PROPERTIES
+
+if TYPE_CHECKING:
+    from .conftest import Live
+
+pytestmark = pytest.mark.timeout(90)
+
+#: A value other than the default, for each property that is one of an app.
+SAMPLES = {
+    "client-max-body-size": "2m",
+    "client-body-buffer-size": "8k",
+    "client-body-timeout": "30s",
+    "underscore-in-headers": "on",
+    "keepalive-timeout": "10s",
+    "keepalive-requests": "100",
+    "send-timeout": "30s",
+    "lingering-timeout": "2s",
+    "proxy-connect-timeout": "5s",
+    "proxy-read-timeout": "5m",
+    "proxy-send-timeout": "500ms",
+    "proxy-request-buffering": "off",
+    "proxy-buffering": "off",
+    "proxy-buffer-size": "8k",
+    "proxy-buffers": "16 8k",
+    "proxy-busy-buffers-size": "16k",
+    "load-balancing": "least_conn",
+    "max-fails": "3",
+    "fail-timeout": "1s",
+    "proxy-next-upstream": "error http_503",
+    "proxy-next-upstream-tries": "0",
+    "proxy-next-upstream-timeout": "5s",
+    "proxy-keepalive": "8",
+    "proxy-keepalive-timeout": "30s",
+    "proxy-keepalive-requests": "10",
+    "trusted-proxies": "10.0.0.0/8",
+    "real-ip-header": "X-Real-IP",
+    "x-forwarded-for-value": "$proxy_add_x_forwarded_for",
+    "x-forwarded-port-value": "443",
+    "x-forwarded-proto-value": "https",
+    "x-forwarded-ssl": "on",
+    "gzip": "on",
+    "gzip-types": "text/css",
+    "gzip-min-length": "1",
+    "error-pages": "default",
+    "access-log-path": "named.log",
+    "access-log-format": "json",
+    "error-log-path": "errors.txt",
+    "bind-address-ipv4": "127.0.0.1",
+    "bind-address-ipv6": "off",
+    "disable-custom-config": "true",
+}
+
+
+class App(BaseHTTPRequestHandler):
+    """An instance: it says what it was asked, or what its path tells it to do."""
+
+    protocol_version = "HTTP/1.1"
+    server: Instance
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        _, _, number = self.path.partition("/status/")
+        if self.path == "/slow":
+            self.server.awaited.wait(10)
+        if self.headers.get("Transfer-Encoding") or self.headers.get("Content-Length"):
+            self._read_body()
+        body = json.dumps({k.lower(): v for k, v in self.headers.items()} | {"port": self.server.server_port}).encode()
+        if self.path == "/css":
+            body = b"a { color: red }\n" * 100
+        self.send_response(int(number) if number else self.server.answer)
+        self.send_header("Content-Type", "text/css" if self.path == "/css" else "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def _read_body(self) -> None:
+        left = int(self.headers["Content-Length"])
+        while left > 0 and (data := self.rfile.read1(min(left, 65536))):  # type: ignore[attr-defined]  # a BufferedReader
+            left -= len(data)
+            self.server.body += len(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Instance(ThreadingHTTPServer):
+    """One instance of an app."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), App)
+        self.asked, self.body, self.answer = 0, 0, 200
+        self.awaited = threading.Event()
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def __str__(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+    def end(self) -> None:
+        self.awaited.set()
+        self.shutdown()
+        self.server_close()
+
+
+@pytest.fixture
+def instance() -> Iterator[Callable[[], Instance]]:
+    started: list[Instance] = []
+
+    def start() -> Instance:
+        started.append(Instance())
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
+
+
+@pytest.fixture
+def blog(live: Live, instance: Callable[[], Instance]) -> Live:
+    """blog with one instance, and shop with another, which no property of blog touches."""
+    live.app("blog", ["blog.test"], [instance()])
+    live.app("shop", ["shop.test"], [instance()])
+    live.done("reconcile")
+    return live
+
+
+def setting(live: Live, key: str, value: str, app: str = "blog") -> None:
+    """Set a property; the command has proved that nginx serves it."""
+    live.done("nginx:set", app, key, value)
+    assert live.done("nginx:report", app, f"--computed-{key}").out == f"{value}\n"
+
+
+def seen(live: Live, host: str = "blog.test", path: str = "/", **headers: str) -> dict[str, Any]:
+    """What the instance says that it was asked."""
+    answer = live.get(host, path, **headers)
+    assert answer.status == 200, answer
+    found: dict[str, Any] = json.loads(answer.body)
+    return found
+
+
+def status(live: Live, request: bytes) -> int:
+    """The status of a raw request; 0: the connection was closed without one."""
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client, contextlib.suppress(ConnectionResetError):
+        client.sendall(request)
+        answer = client.recv(65536)
+        return int(answer.split()[1]) if answer else 0
+    return 0
+
+
+def post(size: int, host: str = "blog.test") -> bytes:
+    return f"POST / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n".encode() + b"x" * size
+
+
+def test_every_property_has_a_sample_and_each_is_served_and_unset(live: Live, instance: Callable[[], Instance]) -> None:
+    assert set(SAMPLES) == {name for name, p in PROPERTIES["nginx"].items() if not p.host}
+    need = {"x-forwarded-for-value": "trusted-proxies", "gzip-types": "gzip", "gzip-min-length": "gzip"}
+    one = instance()
+    for name, value in SAMPLES.items():
+        assert value != PROPERTIES["nginx"][name].default
+        keys = [name, *([need[name]] if name in need else []), *(["proxy-buffers"] if name == "proxy-busy-buffers-size" else [])]
+        live.app(name, [f"{name}.test"], [one], **{"app.toml": "[nginx]\n" + "".join(f'{key} = "{SAMPLES[key]}"\n' for key in keys)})
+    live.done("reconcile")
+    vhosts = {}
+    for name, value in SAMPLES.items():
+        assert seen(live, f"{name}.test"), name
+        entry = live.generations.current().apps[name]  # type: ignore[union-attr]  # there is one
+        vhosts[name] = live.generations.object(str(entry.vhost)).decode()
+        directive = PROPERTIES["nginx"][name].directive
+        assert not directive or f"    {directive} {value};" in vhosts[name].splitlines()
+        live.write(f"apps/{name}/app.toml", "")
+    live.done("reconcile")
+    index = live.generations.current()
+    assert index
+    plain = {live.generations.object(str(index.apps[name].vhost)).decode().replace(name, "APP") for name in SAMPLES}
+    assert len(plain) == 1, "without a property all are alike"
+    silent = {name for name in SAMPLES if vhosts[name].replace(name, "APP").replace(", app.toml", "") in plain}
+    # what goes without a trace: addresses that the host has anyway, and a template that is not there
+    assert silent == {"bind-address-ipv4", "bind-address-ipv6", "disable-custom-config", "real-ip-header"}
+
+
+def test_all_of_them_together(blog: Live) -> None:
+    blog.write("apps/blog/app.toml", "[nginx]\n" + "".join(f'{key} = "{value}"\n' for key, value in SAMPLES.items()))
+    blog.done("reconcile", "blog")
+    assert seen(blog)["x-forwarded-ssl"] == "on"
+    blog.serves_current()
+
+
+def test_a_property_is_taken_up_at_once_and_unset_returns_to_the_default(blog: Live) -> None:
+    assert status(blog, post(2_000_000)) == 413
+    setting(blog, "client-max-body-size", "3m")
+    assert status(blog, post(2_000_000)) == 200
+    assert status(blog, post(2_000_000, "shop.test")) == 413
+    blog.done("nginx:set", "--global", "client-max-body-size", "4m")
+    assert status(blog, post(3_500_000)) == 413, "the app's own counts before the host's"
+    assert status(blog, post(3_500_000, "shop.test")) == 200
+    report = blog.done("nginx:report", "blog", "--format", "json").json
+    assert [report[f"{form}client-max-body-size"] for form in ("", "global-", "computed-")] == ["3m", "4m", "3m"]
+    blog.done("nginx:set", "blog", "client-max-body-size")
+    assert status(blog, post(3_500_000)) == 200
+    blog.done("nginx:set", "--global", "client-max-body-size")
+    assert status(blog, post(2_000_000)) == 413
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["client-max-body-size", "2m; deny all"], "is not a size"),
+        (["client-max-body-siz", "2m"], "did you mean client-max-body-size?"),
+        (["hsts", "on"], "hsts is refused: it belongs to certificates"),
+        (["nginx-service-command", "/bin/true"], "is refused: root would run"),
+        (["client-header-timeout", "5s"], "is the host's alone"),
+        (["access-log-format", "$http_cookie"], "access-log-format '$http_cookie' is not main, json"),
+        (["proxy-buffer-size", "64k"], "proxy-buffers (8 4k)"),
+        (["x-forwarded-proto-value", "$http_x_forwarded_proto"], "trusted-proxies is off"),
+        (["trusted-proxies", "0.0.0.0/0"], "not everybody's"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_and_nothing_is_changed(blog: Live, words: list[str], said: str) -> None:
+    with blog.unchanged():
+        result = blog("nginx:set", "blog", *words)
+    assert result.code == 2 and said in result.err, result
+
+
+def test_a_host_wide_value_that_does_not_fit_one_app_names_it(blog: Live) -> None:
+    setting(blog, "proxy-buffers", "2 4k")
+    with blog.unchanged():
+        result = blog("nginx:set", "--global", "proxy-buffer-size", "8k")
+    assert result.code == 2 and "app blog: proxy-buffer-size 8k" in result.err, result
+
+
+def test_a_hand_edited_value_that_cannot_be_makes_the_app_stale_with_file_and_line(blog: Live) -> None:
+    blog.write("apps/blog/app.toml", '# mine\n[nginx]\nhsts = "true"\n')
+    result = blog("reconcile", "blog")
+    assert result.code == 2 and "apps/blog/app.toml:3: nginx property hsts is refused" in result.err, result
+    assert seen(blog) and blog("status").code == 8
+
+
+def test_who_the_client_is_is_believed_from_trusted_proxies_alone(blog: Live) -> None:
+    claims = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https", "X-Forwarded-Port": "443", "X-Forwarded-Host": "evil.test"}
+    mine = {"x-forwarded-for": "127.0.0.1", "x-real-ip": "127.0.0.1", "x-forwarded-proto": "http", "x-forwarded-host": "blog.test"}
+    mine["x-forwarded-port"] = str(blog.port)
+
+    def told(host: str = "blog.test", **headers: str) -> dict[str, Any]:
+        found = seen(blog, host, **headers)
+        return {key: found.get(key) for key in mine}
+
+    assert told(**claims) == mine
+    setting(blog, "trusted-proxies", "192.0.2.0/24")
+    assert told(**claims) == mine, "this client is no proxy of theirs"
+    setting(blog, "trusted-proxies", "127.0.0.0/8 ::1")
+    believed = {"x-forwarded-for": "6.6.6.6, 127.0.0.1", "x-real-ip": "6.6.6.6", "x-forwarded-proto": "https", "x-forwarded-port": "443"}
+    assert told(**claims) == believed | {"x-forwarded-host": "evil.test"}
+    assert told() == mine, "a proxy that says nothing"
+    assert told(**{"X-Forwarded-Proto": "gopher"})["x-forwarded-proto"] == "http"
+    # of a chain the last that is no proxy is the client: what stands before it anybody may have written
+    assert told(**{"X-Forwarded-For": "6.6.6.6, 7.7.7.7, 127.0.0.2"})["x-real-ip"] == "7.7.7.7"
+    assert told("shop.test", **claims)["x-real-ip"] == "127.0.0.1"
+    setting(blog, "real-ip-header", "CF-Connecting-IP")
+    assert told(**claims, **{"CF-Connecting-IP": "8.8.8.8"})["x-real-ip"] == "8.8.8.8"
+    setting(blog, "x-forwarded-for-value", "$remote_addr")
+    assert told(**claims, **{"CF-Connecting-IP": "8.8.8.8"})["x-forwarded-for"] == "8.8.8.8"
+    log = (blog.paths.log / "blog-access.log").read_text().splitlines()[-1]
+    assert log.startswith("8.8.8.8 "), "logs and limits see the client too"
+
+
+def test_trusted_proxies_of_the_host_hold_for_every_app_and_one_may_do_without(blog: Live) -> None:
+    blog.done("nginx:set", "--global", "trusted-proxies", "127.0.0.1")
+    claim = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "6.6.6.6"}
+    assert seen(blog, "shop.test", **claim)["x-forwarded-proto"] == "https"
+    assert seen(blog, "blog.test", **claim)["x-real-ip"] == "6.6.6.6"
+    setting(blog, "trusted-proxies", "off")
+    assert seen(blog, "blog.test", **claim)["x-forwarded-proto"] == "http"
+    assert seen(blog, "blog.test", **claim)["x-real-ip"] == "127.0.0.1"
+
+
+def test_what_a_client_claims_of_tls_does_not_reach_the_app(blog: Live) -> None:
+    assert "x-forwarded-ssl" not in seen(blog, **{"X-Forwarded-Ssl": "on"})
+    setting(blog, "x-forwarded-ssl", "off")
+    assert seen(blog, **{"X-Forwarded-Ssl": "on"})["x-forwarded-ssl"] == "off"
+
+
+def test_headers_with_an_underscore(blog: Live) -> None:
+    assert "a_b" not in seen(blog, a_b="1")
+    setting(blog, "underscore-in-headers", "on")
+    assert seen(blog, a_b="1")["a_b"] == "1"
+    assert "a_b" not in seen(blog, "shop.test", a_b="1")
+
+
+def test_gzip(blog: Live) -> None:
+    accept = {"Accept-Encoding": "gzip"}
+    assert "content-encoding" not in blog.get("blog.test", "/css", **accept).headers
+    setting(blog, "gzip", "on")
+
+    def packed(path: str, **headers: str) -> bool:
+        with socket.create_connection(("127.0.0.1", blog.port), timeout=10) as client:
+            lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: blog.test\r\nConnection: close\r\n{lines}\r\n".encode())
+            answer = b""
+            while data := client.recv(65536):
+                answer += data
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if b"Content-Encoding: gzip" in head:
+            assert b"Vary: Accept-Encoding" in head
+            assert gzip.decompress(body.partition(b"\r\n")[2].rpartition(b"\r\n0\r\n")[0] if b"chunked" in head else body)
+        return b"Content-Encoding: gzip" in head
+
+    assert packed("/css", **accept) and packed("/css", **accept, Via="1.1 cdn")
+    assert not packed("/css")
+    setting(blog, "gzip-types", "application/json")
+    assert not packed("/css", **accept)
+    setting(blog, "gzip-min-length", "1")
+    assert packed("/", **accept)
+    setting(blog, "gzip-min-length", "100000")
+    assert not packed("/", **accept)
+
+
+def test_timeouts_and_error_pages(blog: Live) -> None:
+    setting(blog, "proxy-read-timeout", "100ms")
+    answer = blog.get("blog.test", "/slow")
+    assert answer.status == 504 and "nginx" in answer.body
+    setting(blog, "error-pages", "default")
+    answer = blog.get("blog.test", "/slow")
+    assert answer.status == 504 and "504: no answer" in answer.body and "The app blog" in answer.body
+    request_id = (blog.paths.log / "blog-access.log").read_text().split()[-1]
+    assert f"Request {request_id}." in answer.body, "the person who calls can be found in the log"
+    own = blog.get("blog.test", "/status/503")
+    assert own.status == 503 and "no answer" not in own.body, "an app's own errors stay"
+    assert blog.get("shop.test", "/status/502").status == 502
+
+
+def test_client_timeouts(blog: Live) -> None:
+    setting(blog, "client-body-timeout", "200ms")
+    blog.done("nginx:set", "--global", "client-header-timeout", "200ms")
+    began = time.monotonic()
+    assert status(blog, b"POST / HTTP/1.1\r\nHost: blog.test\r\nContent-Length: 10\r\n\r\nx") in (408, 0)
+    assert status(blog, b"GET / HTTP/1.1\r\nHost: blog.test\r\n") in (408, 0)
+    assert time.monotonic() - began < 5
+    answer = blog.get("blog.test")
+    assert "keep-alive" in answer.headers.get("connection", "keep-alive")
+    setting(blog, "keepalive-timeout", "0")
+    assert blog.get("blog.test").headers["connection"] == "close"
+
+
+def test_an_upload_streams_where_it_is_not_buffered(live: Live, instance: Callable[[], Instance]) -> None:
+    one = instance()
+    live.app("blog", ["blog.test"], [one])
+    live.done("reconcile")
+    head = b"POST / HTTP/1.1\r\nHost: blog.test\r\nConnection: close\r\nContent-Length: 40000\r\n\r\n"
+
+    def upload(streams: bool) -> None:
+        one.body = 0
+        with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client:
+            client.sendall(head + b"x" * 20000)
+            deadline = time.monotonic() + (10 if streams else 0.5)
+            while one.body < 20000 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert (one.body >= 20000) is streams
+            client.sendall(b"x" * 20000)
+            assert b" 200 " in client.recv(65536)
+
+    upload(streams=False)
+    setting(live, "proxy-request-buffering", "off")
+    upload(streams=True)
+
+
+def test_another_instance_is_tried_as_the_property_says(live: Live, instance: Callable[[], Instance]) -> None:
+    bad, good = instance(), instance()
+    bad.answer = 503
+    live.app("blog", ["blog.test"], [f"{bad} weight=1000", good])
+    live.done("reconcile")
+    assert live.get("blog.test").status == 503
+    live.done("nginx:set", "blog", "proxy-next-upstream", "error", "timeout", "http_503")
+    assert live.get("blog.test").status == 200
+    setting(live, "max-fails", "0")
+    before = bad.asked
+    for _ in range(5):
+        assert live.get("blog.test").status == 200
+    assert bad.asked >= before + 5, "with max-fails 0 it is asked each time"
+    live.done("nginx:set", "blog", "proxy-next-upstream-tries", "1")
+    assert live.get("blog.test").status == 503
+
+
+def test_ways_of_choosing(live: Live, instance: Callable[[], Instance]) -> None:
+    instances = [instance() for _ in range(3)]
+    live.app("blog", ["blog.test"], instances)
+    live.done("reconcile")
+    for method, most in (("round_robin", 3), ("least_conn", 3), ("random two", 3), ("ip_hash", 1)):
+        live.done("nginx:set", "blog", "load-balancing", method)
+        ports = {seen(live)["port"] for _ in range(60)}
+        assert len(ports) == most, method
+    with live.unchanged():
+        result = live("upstreams:add", "blog", "127.0.0.1:1", "--backup")
+    assert result.code == 2 and "load-balancing ip_hash knows no backups" in result.err, result
+    # least_conn by one count for all workers: who is busy is left out
+    live.done("nginx:set", "blog", "load-balancing", "least_conn")
+    before = {one.server_port: one.asked for one in instances}
+    slow = threading.Thread(target=live.get, args=("blog.test", "/slow"))
+    slow.start()
+    deadline = time.monotonic() + 10
+    while not (busy := [one for one in instances if one.asked > before[one.server_port]]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ports = {seen(live)["port"] for _ in range(40)}
+    busy[0].awaited.set()
+    slow.join(10)
+    assert busy[0].server_port not in ports and len(ports) == 2
+
+
+def test_an_app_is_served_on_the_address_that_it_chose(live: Live, instance: Callable[[], Instance]) -> None:
+    live.app("blog", ["blog.test"], [instance()])
+    live.app("shop", ["shop.test"], [instance()])
+    live.done("reconcile")
+    live.done("proxy:set", "--global", "bind-address", "127.0.0.1 127.0.0.2")
+    setting(live, "bind-address-ipv4", "127.0.0.2")
+
+    def answers(host: str, ip: str) -> bool:
+        with socket.create_connection((ip, live.port), timeout=10) as client:
+            client.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+            return b" 200 " in client.recv(65536)
+
+    assert [answers("blog.test", ip) for ip in ("127.0.0.1", "127.0.0.2")] == [False, True]
+    assert [answers("shop.test", ip) for ip in ("127.0.0.1", "127.0.0.2")] == [True, True]
+    assert not answers("nobody.test", "127.0.0.2"), "the address has its default site"
+    with live.unchanged():
+        result = live("nginx:set", "shop", "bind-address-ipv4", "127.0.0.3")
+    assert result.code == 2 and "127.0.0.3 is not among the host's addresses" in result.err, result
+
+
+# logs
+
+
+def test_logs_off_named_and_in_json(blog: Live) -> None:
+    assert seen(blog)
+    log = blog.paths.log / "blog-access.log"
+    lines = log.read_text().count("\n")
+    setting(blog, "access-log-path", "off")
+    assert seen(blog) and log.read_text().count("\n") == lines
+    result = blog("nginx:access-logs", "blog")
+    assert result.code == 3 and "the access log of blog is off" in result.err and "access-log-path default" in result.err
+    setting(blog, "access-log-path", "blog.json")
+    setting(blog, "access-log-format", "json")
+    assert blog.get("blog.test", '/a"b?c=\\', **{"User-Agent": 'evil " \\ \x7f ü'}).status == 200
+    raw = b'GET /\xff\x01 HTTP/1.1\r\nHost: blog.test\r\nReferer: \xc3\x28"}\r\nConnection: close\r\n\r\n'
+    assert status(blog, raw) in (200, 400)
+    found = [json.loads(line) for line in (blog.paths.log / "blog.json").read_text(errors="replace").splitlines()]
+    assert found[0]["status"] == "200" and found[0]["host"] == "blog.test" and found[0]["upstream_addr"].startswith("127.0.0.1:")
+    assert isinstance(found[0]["request_time"], float) and 'evil " \\' in found[0]["http_user_agent"]
+    setting(blog, "access-log-format", "$remote_addr [$status] $request_uri")
+    assert seen(blog, path="/x")
+    assert (blog.paths.log / "blog.json").read_text(errors="replace").splitlines()[-1] == "127.0.0.1 [200] /x"
+    setting(blog, "error-log-path", "off")
+    assert not (blog.paths.root / "off").exists()
+    assert blog("nginx:error-logs", "blog").code == 3
+
+
+def test_logs_are_shown_and_followed_through_a_rotation(blog: Live) -> None:
+    assert blog.done("nginx:access-logs", "blog").out == ""
+    for number in range(30):
+        seen(blog, path=f"/{number}")
+    shown = blog.done("nginx:access-logs", "blog").out.splitlines()
+    assert len(shown) == 20 and "GET /29 " in shown[-1] and "GET /10 " in shown[0]
+    assert len(blog.done("nginx:access-logs", "blog", "--lines", "3").out.splitlines()) == 3
+    assert len(blog.done("nginx:access-logs", "blog", "--lines", "100").out.splitlines()) == 30
+    assert blog.done("nginx:access-logs", "blog", "--lines", "0").out == ""
+    assert blog("nginx:access-logs", "blg").code == 3
+    command = blog.begin("nginx:access-logs", "blog", "-f", "--lines", "1")
+    assert command.process.stdout
+    lines = iter(command.process.stdout.readline, "")
+    assert "GET /29 " in next(lines)
+    seen(blog, path="/followed")
+    assert "GET /followed " in next(lines)
+    log = blog.paths.log / "blog-access.log"
+    log.rename(f"{log}.1")
+    master = blog.master
+    assert master
+    os.kill(master, 10)  # USR1: reopen the logs
+    deadline = time.monotonic() + 10
+    while not log.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    seen(blog, path="/rotated")
+    assert "GET /rotated " in next(lines)
+    command.process.terminate()
+    assert command.process.wait(10) == 143
+    blog.app("sad", ["sad.test"], ["127.0.0.1:1"])
+    blog.done("reconcile", "sad")
+    assert blog.get("sad.test").status == 502
+    assert "connect() failed" in blog.done("nginx:error-logs", "sad").out
+
+
+# validate, show-config
+
+
+def test_validate_judges_what_the_directories_hold_and_changes_nothing(blog: Live) -> None:
+    assert blog.done("nginx:validate").err == "2 of 2 valid\n"
+    blog.write("apps/blog/nginx.conf.d/own.conf", "# fine\nadd_heder X y;\n")
+    blog.write("apps/shop/app.toml", "[nginx]\nproxy-keepalive = -1\n")
+    with blog.unchanged():
+        result = blog("nginx:validate", "blog")
+    assert result.code == 8, result
+    assert "app blog: nginx rejected apps/blog/nginx.conf.d/own.conf:2:" in result.err and "add_heder" in result.err
+    with blog.unchanged():
+        both = blog("nginx:validate", "--all", "--format", "json")
+    assert both.code == 8, "that of the first, by name"
+    assert [(row["app"], row["valid"], row["exit"]) for row in both.json] == [("blog", False, 8), ("shop", False, 2)]
+    assert "apps/shop/app.toml:2" in both.json[1]["problem"]
+    assert seen(blog) and seen(blog, "shop.test")
+    (blog.paths.apps / "blog/nginx.conf.d/own.conf").write_text("add_header X y;\n")
+    assert blog.done("nginx:validate", "blog").err == "1 of 1 valid\n"
+    assert "x" not in blog.get("blog.test").headers, "it was judged, not taken up"
+
+
+def test_one_broken_app_among_many_is_found_by_few_tests(live: Live) -> None:
+    for number in range(40):
+        live.app(f"app{number}", [f"app{number}.test"], ["127.0.0.1:1"])
+    live.snippet("app7", "nonsense;\n")
+    live.snippet("app31", "gzip perhaps;\n")
+    result = live("nginx:validate")
+    assert result.code == 8 and "38 of 40 valid" in result.err, result
+    assert "apps/app7/nginx.conf.d/own.conf:1" in result.err and "apps/app31/nginx.conf.d/own.conf:1" in result.err
+    assert not list(live.paths.run.glob("validate-*"))
+
+
+def test_the_shipped_template_is_what_an_own_one_starts_from(blog: Live) -> None:
+    text = blog.done("nginx:show-config", "--template").out
+    plain = blog.done("nginx:show-config", "blog").out
+    blog.write("apps/blog/nginx.conf.j2", text)
+    blog.done("reconcile", "blog")
+    assert blog.done("nginx:show-config", "blog").out == plain
+    assert blog("nginx:show-config").code == 2 and blog("nginx:show-config", "blog", "--template").code == 2
+    blog.write("apps/blog/nginx.conf.j2", text.replace("server_name", "add_header X-Mine 1 always;\n    server_name"))
+    blog.done("reconcile", "blog")
+    assert blog.get("blog.test").headers["x-mine"] == "1"
+    setting(blog, "disable-custom-config", "true")
+    assert "x-mine" not in blog.get("blog.test").headers
+
+
+TEMPLATE = """\
+server {{
+{{% for server in servers %}}
+{{% for listen in server.listens %}}
+    listen {{{{ listen }}}};
+{{% endfor %}}
+{{% endfor %}}
+    server_name {{{{ domains | join(" ") }}}};
+    location / {{ {location} }}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("location", "code", "said"),
+    [
+        ("proxy_pass http://router_blog.web;", 8, "tried with no endpoints"),
+        ("proxy_pass http://{{ servers[0].upstream }};", 8, "tried with no endpoints"),
+        ("proxy_pass http://{{ upstreams[0].servers[0].address }};", 7, "tried with no endpoints"),
+        ("{% if upstreams | length > 1 %}nonsense;{% endif %} return 200 ok;", 8, "tried with the processes web and api"),
+    ],
+)
+def test_a_template_is_tried_on_the_states_that_come(blog: Live, location: str, code: int, said: str) -> None:
+    guarded = "{% if upstreams %}upstream router_blog.web { server 127.0.0.1:1; }\n{% endif %}"
+    own = blog.write("apps/blog/nginx.conf.j2", guarded + TEMPLATE.format(location=location))
+    with blog.unchanged():
+        result = blog("nginx:set", "blog", "send-timeout", "5s")
+    assert result.code == code and said in result.err and "apps/blog/nginx.conf.j2" in result.err, result
+    validated = blog("nginx:validate", "blog")
+    assert validated.code == code and said in validated.err, validated
+    own.write_text(TEMPLATE.format(location="return 200 mine;"))
+    blog.done("nginx:set", "blog", "send-timeout", "5s")
+    assert blog.get("blog.test").body == "mine"
+
+
+def test_the_state_of_the_app_itself_is_named_as_ever(blog: Live) -> None:
+    blog.write("apps/blog/nginx.conf.j2", "{{ domainz }}\n")
+    result = blog("reconcile", "blog")
+    assert result.code == 7 and "nginx.conf.j2:1: 'domainz' is undefined" in result.err and "tried with" not in result.err
+
+
+def test_a_json_line_is_valid_for_an_http_0_9_request_too(blog: Live) -> None:
+    setting(blog, "access-log-format", "json")
+    with socket.create_connection(("127.0.0.1", blog.port), timeout=10) as client:
+        client.sendall(b"GET http://blog.test/\r\n")
+        client.recv(65536)
+    log = Path(blog.paths.log / "blog-access.log")
+    deadline = time.monotonic() + 5
+    while not log.exists() or not log.read_text():
+        if time.monotonic() > deadline:
+            pytest.skip("this nginx answers HTTP/0.9 from the default site")
+        time.sleep(0.01)
+    assert all(json.loads(line) for line in log.read_text().splitlines())
