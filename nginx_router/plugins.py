@@ -17,48 +17,19 @@ from typing import Any
 
 from . import discovery, executables
 from .discovery import Command, Plugin, Unusable
-from .errors import Busy, PluginBroken, Refused, RouterError, Terminated, UsageProblem
+from .errors import PluginBroken, Refused, RouterError, Terminated, UsageProblem
 from .executables import Failure
 from .files import LARGEST
 from .hookspecs import API, HOOKS, Hook, Kind, lookup
-from .keys import Keys
+from .inside import inside as inside
+from .inside import marked
+from .inside import refuse_inside as refuse_inside
 from .registry import HookEvent, Implementation, Registry, words
 from .settings import Paths
+from .tables import KnownTables, directives, has_directives
 
 #: Plugin -> its keys and their values, as router.toml or an app.toml has them.
 Tables = Mapping[str, Mapping[str, Any]]
-
-#: The hooks within which this process runs, as `kind:app` words.
-_INSIDE = "ROUTER_INSIDE"
-
-
-def inside() -> tuple[str, str] | None:
-    """The kind and the app ("": the host) of the hook that called this process; None outside of hooks and in notify hooks.
-
-    A change of that app could only wait for itself.
-    """
-    calls = os.environ.get(_INSIDE, "").split()
-    if not calls:
-        return None
-    kind, _, app = calls[-1].partition(":")
-    return kind, app
-
-
-def refuse_inside(app: str | None) -> None:
-    """Make sure that no hook of a change of `app`, at any depth, is waiting for this process.
-
-    Raises:
-        Busy: one is.
-    """
-    for call in os.environ.get(_INSIDE, "").split():
-        kind, _, other = call.partition(":")
-        if other == (app or ""):
-            what = f"app '{app}'" if app else "the host"
-            raise Busy(
-                f"{what} is being changed, and this was called from a {kind} hook of that change",
-                hint="reading works here; change it from a post-* hook",
-                app=app,
-            )
 
 
 @dataclass(frozen=True)
@@ -349,7 +320,7 @@ class Plugins:
                 self._named.add(name)
                 self._say(f"warning: plugin {name} is broken and left out: {why}")
         if hook == "nginx-server-snippet":
-            found += [Implementation(p, _directives(p), str(p.directory)) for p in self._registry.plugins().values() if _has_directives(p)]
+            found += [Implementation(p, directives(p), str(p.directory)) for p in self._registry.plugins().values() if has_directives(p)]
             found.sort(key=lambda each: (each.plugin.priority, each.plugin.name))
         return found
 
@@ -361,7 +332,7 @@ class Plugins:
             raise Failure(f"router.toml: {why.message}", crashed=True, hint=f"router plugins:set {each.plugin.name} KEY VALUE") from None
         own.plugin, own.config, own.data = each.plugin.name, config, self._make_data(each.plugin)
         try:
-            with _marked(lookup(event["hook"]).kind, event["app"]):
+            with marked(lookup(event["hook"]).kind, event["app"]):
                 answer = each.call(own)
         except (Failure, Terminated):
             raise
@@ -439,48 +410,6 @@ class Plugins:
         return "".join(f"{address}\n" for address in left)
 
 
-class KnownTables(Mapping[str, Keys]):
-    """Plugin -> the keys it declares; those of installed Python packages are looked for last, because that takes 10 ms."""
-
-    def __init__(self, registry: Registry, data: Path) -> None:
-        self._registry, self._data = registry, data
-
-    def __getitem__(self, name: str) -> Keys:
-        registry = self._registry
-        for _ in range(2):
-            if name in registry.plugins():
-                return registry.plugins()[name].keys
-            if name in registry.broken or name in registry.disabled or (self._data / name).is_dir():
-                return {}
-            registry.scan_entry_points()
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        self._registry.scan_entry_points()
-        kept = {path.name for path in self._data.glob("*") if path.is_dir()}
-        return iter(sorted({*self._registry.plugins(), *self._registry.broken, *self._registry.disabled, *kept}))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-
-@contextlib.contextmanager
-def _marked(kind: Kind, app: str | None) -> Iterator[None]:
-    """Within it, and in every process started there, a change of `app` is refused; a notify hook is free.
-
-    The environment says so, because a Python plugin may start processes too: hooks are called from one thread.
-    """
-    before = os.environ.get(_INSIDE)
-    if kind != "notify":
-        os.environ[_INSIDE] = f"{before or ''} {kind}:{app or ''}".strip()
-    try:
-        yield
-    finally:
-        os.environ.pop(_INSIDE, None)
-        if before is not None:
-            os.environ[_INSIDE] = before
-
-
 def _complete(hook: str, kind: Kind, event: Mapping[str, Any]) -> dict[str, Any]:
     spec = lookup(hook)
     assert spec.kind == kind, f"{hook} is a {spec.kind} hook"
@@ -501,21 +430,6 @@ def _text(answer: object) -> str:
         raise Failure("answered with what is not UTF-8 text", crashed=True)
     if size > LARGEST:
         raise Failure(f"answered with more than {LARGEST} bytes", crashed=True)
-    return answer
-
-
-def _has_directives(plugin: Plugin) -> bool:
-    return any(key.directive for key in plugin.keys.values())
-
-
-def _directives(plugin: Plugin) -> Callable[[HookEvent], str]:
-    """What the properties of a plugin that are directives come to, as if it had said so itself."""
-
-    def answer(event: HookEvent) -> str:
-        from .render import quoted  # with jinja2, which a change loads anyway
-
-        return "".join(f"{key.directive} {quoted(event.config[key.name])};\n" for key in plugin.keys.values() if key.directive)
-
     return answer
 
 

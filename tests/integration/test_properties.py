@@ -160,6 +160,16 @@ def seen(live: Live, host: str = "blog.test", path: str = "/", **headers: str) -
     return found
 
 
+def logged(live: Live, name: str, word: str) -> list[str]:
+    """The lines of a log, once one holds `word`: nginx writes it when the client has its answer already."""
+    log = live.paths.log / name
+    deadline = time.monotonic() + 10
+    while not (log.exists() and word in log.read_text(errors="replace")):
+        assert time.monotonic() < deadline, f"{word} is not in {log}"
+        time.sleep(0.005)
+    return log.read_text(errors="replace").splitlines()
+
+
 def status(live: Live, request: bytes) -> int:
     """The status of a raw request; 0: the connection was closed without one."""
     with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client, contextlib.suppress(ConnectionResetError):
@@ -281,8 +291,7 @@ def test_who_the_client_is_is_believed_from_trusted_proxies_alone(blog: Live) ->
     assert told(**claims, **{"CF-Connecting-IP": "8.8.8.8"})["x-real-ip"] == "8.8.8.8"
     setting(blog, "x-forwarded-for-value", "$remote_addr")
     assert told(**claims, **{"CF-Connecting-IP": "8.8.8.8"})["x-forwarded-for"] == "8.8.8.8"
-    log = (blog.paths.log / "blog-access.log").read_text().splitlines()[-1]
-    assert log.startswith("8.8.8.8 "), "logs and limits see the client too"
+    assert logged(blog, "blog-access.log", "\n8.8.8.8 "), "logs and limits see the client too"
 
 
 def test_trusted_proxies_of_the_host_hold_for_every_app_and_one_may_do_without(blog: Live) -> None:
@@ -343,8 +352,8 @@ def test_timeouts_and_error_pages(blog: Live) -> None:
     setting(blog, "error-pages", "default")
     answer = blog.get("blog.test", "/slow")
     assert answer.status == 504 and "504: no answer" in answer.body and "The app blog" in answer.body
-    request_id = (blog.paths.log / "blog-access.log").read_text().split()[-1]
-    assert f"Request {request_id}." in answer.body, "the person who calls can be found in the log"
+    request_id = answer.body.partition("Request ")[2].partition(".")[0]
+    assert logged(blog, "blog-access.log", f" {request_id}\n"), "the person who calls can be found in the log"
     own = blog.get("blog.test", "/status/503")
     assert own.status == 503 and "no answer" not in own.body, "an app's own errors stay"
     assert blog.get("shop.test", "/status/502").status == 502
@@ -452,11 +461,10 @@ def test_an_app_is_served_on_the_address_that_it_chose(live: Live, instance: Cal
 
 
 def test_logs_off_named_and_in_json(blog: Live) -> None:
-    assert seen(blog)
-    log = blog.paths.log / "blog-access.log"
-    lines = log.read_text().count("\n")
+    assert seen(blog, path="/before")
+    assert len(logged(blog, "blog-access.log", "/before")) == 1
     setting(blog, "access-log-path", "off")
-    assert seen(blog) and log.read_text().count("\n") == lines
+    assert seen(blog, path="/meanwhile")
     result = blog("nginx:access-logs", "blog")
     assert result.code == 3 and "the access log of blog is off" in result.err and "access-log-path default" in result.err
     setting(blog, "access-log-path", "blog.json")
@@ -464,12 +472,14 @@ def test_logs_off_named_and_in_json(blog: Live) -> None:
     assert blog.get("blog.test", '/a"b?c=\\', **{"User-Agent": 'evil " \\ \x7f ü'}).status == 200
     raw = b'GET /\xff\x01 HTTP/1.1\r\nHost: blog.test\r\nReferer: \xc3\x28"}\r\nConnection: close\r\n\r\n'
     assert status(blog, raw) in (200, 400)
-    found = [json.loads(line) for line in (blog.paths.log / "blog.json").read_text(errors="replace").splitlines()]
+    assert seen(blog, path="/last")
+    found = [json.loads(line) for line in logged(blog, "blog.json", "/last")]
     assert found[0]["status"] == "200" and found[0]["host"] == "blog.test" and found[0]["upstream_addr"].startswith("127.0.0.1:")
     assert isinstance(found[0]["request_time"], float) and 'evil " \\' in found[0]["http_user_agent"]
     setting(blog, "access-log-format", "$remote_addr [$status] $request_uri")
     assert seen(blog, path="/x")
-    assert (blog.paths.log / "blog.json").read_text(errors="replace").splitlines()[-1] == "127.0.0.1 [200] /x"
+    assert logged(blog, "blog.json", "] /x\n")[-1] == "127.0.0.1 [200] /x"
+    assert len(logged(blog, "blog-access.log", "/before")) == 1
     setting(blog, "error-log-path", "off")
     assert not (blog.paths.root / "off").exists()
     assert blog("nginx:error-logs", "blog").code == 3
@@ -479,6 +489,7 @@ def test_logs_are_shown_and_followed_through_a_rotation(blog: Live) -> None:
     assert blog.done("nginx:access-logs", "blog").out == ""
     for number in range(30):
         seen(blog, path=f"/{number}")
+    logged(blog, "blog-access.log", "/29 ")
     shown = blog.done("nginx:access-logs", "blog").out.splitlines()
     assert len(shown) == 20 and "GET /29 " in shown[-1] and "GET /10 " in shown[0]
     assert len(blog.done("nginx:access-logs", "blog", "--lines", "3").out.splitlines()) == 3
@@ -507,6 +518,7 @@ def test_logs_are_shown_and_followed_through_a_rotation(blog: Live) -> None:
     blog.app("sad", ["sad.test"], ["127.0.0.1:1"])
     blog.done("reconcile", "sad")
     assert blog.get("sad.test").status == 502
+    logged(blog, "sad-error.log", "connect() failed")
     assert "connect() failed" in blog.done("nginx:error-logs", "sad").out
 
 

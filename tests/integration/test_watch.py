@@ -215,7 +215,7 @@ def test_an_app_directory_whose_files_come_slowly_is_served_when_they_are_there(
     time.sleep(0.3)
     (app / "DOMAINS").write_text("slow.test\n")
     served(two_apps, "slow.test", "slow")
-    assert two_apps.get("slow.test").headers["x-slow"] == "yes"
+    until(lambda: dict(two_apps.get("slow.test").headers).get("x-slow") == "yes", SERVED)
     assert "exit" not in watch.said, watch.said
     two_apps.serves_current()
 
@@ -292,16 +292,6 @@ def test_what_is_no_file_or_too_large_harms_its_app_alone(two_apps: Live, watch:
     (app / "DOMAINS").write_text("blog.test\nwell.blog.test\n")
     served(two_apps, "well.blog.test", "blog")
     two_apps.serves_current()
-
-
-@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root reads what nobody may")
-def test_a_file_that_may_not_be_read_harms_its_app_alone(two_apps: Live) -> None:
-    domains = two_apps.paths.app("blog") / "DOMAINS"
-    if os.geteuid() == 0:
-        pytest.skip("root reads what nobody may")
-    domains.chmod(0)
-    result = two_apps("reconcile")
-    assert result.code == 14 and "blog" in result.err, result
 
 
 def test_what_commands_write_makes_no_second_reload(two_apps: Live, watch: Watch) -> None:
