@@ -311,7 +311,7 @@ class Candidate:
             return "structure" if before and before.vhost else "nothing"
         if given is None and before is None:
             # its asker saw another app of this name, so nobody asked plugins and DNS about this one
-            raise Conflict(f"app {name} was made meanwhile", hint="the same command again", app=name)
+            raise Conflict(f"app {name} is not the one it was when this command began", hint="the same command again", app=name)
         old_texts, old_facts = self._before(name, before)
         facts = Facts.from_json(given) if given is not None else old_facts
         facts = replace(facts, resolved={**old_facts.resolved, **facts.resolved})

@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from . import faults, lines
+from . import faults
 from .errors import Busy, RouterError, as_error
 from .events import Event
 from .files import FileLock
 from .generations import Generations, Index
 from .hookspecs import who
-from .model import APP_TOML, DOMAINS, App, Globals, Tables, parse_app, parse_globals
+from .model import APP_TOML, App, Globals, Tables, parse_app, parse_globals
 from .plugins import Plugins, refuse_inside
 from .queue import Queue
 from .settings import Paths, paths
@@ -256,13 +256,10 @@ class Router:
             if name not in served:
                 self.store.require(name)
         wanted = sorted({*self.store.names(), *served} if names is None else {*names})
-        owners = index.owners if index else {}
-        # a domain that was moved by hand from one app to another, or with its app to a new name: who has it lets go first
-        wanted.sort(key=lambda name: self.store.exists(name) and 1 + self._claims(name, owners))
         events = [Event("take-up", name, {"may_be_gone": True}) for name in wanted]
         if names is None:
             events.insert(0, Event("take-up-globals", None))
-        return sorted(self.change(events, independent=True), key=lambda o: o.app or "") if events else []
+        return self.change(events, independent=True) if events else []
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Any]:
@@ -282,6 +279,8 @@ class Router:
                 transaction.run()
                 yield transaction
         finally:
+            with contextlib.suppress(OSError):
+                self.store.give_back()
             lock.release()
 
     def rehearsal(self) -> Candidate:
@@ -306,14 +305,6 @@ class Router:
                 if outcome.error:
                     self.request.say(f"{outcome.app}: left out: {outcome.error.message}")
 
-    def _claims(self, name: str, owners: Mapping[str, str]) -> bool:
-        """Whether an app's directory claims what another app has."""
-        try:
-            text = (self.store.texts(name) or {}).get(DOMAINS, "")
-        except (RouterError, OSError):
-            return False  # it cannot be taken up at all
-        return any(owners.get(domain.lower(), name) != name for _, domain in lines.entries(text))
-
     def _submit(self, events: Sequence[Event], independent: bool) -> list[dict[str, Any]]:
         queue = Queue(self.paths.queue)
         lock = FileLock(self.paths.lock)
@@ -322,13 +313,14 @@ class Router:
         ident = queue.put(events, independent=independent, command=self.request.command)
         faults.step("queued")
         withdrawn = False
+        told: dict[str, list[dict[str, Any]]] = {}
         try:
             while True:
-                if (found := queue.answered(ident)) is not None:
+                if (found := told.get(ident) or queue.answered(ident)) is not None:
                     return found
                 if lock.try_acquire():
                     try:
-                        self._lead()
+                        self._lead(told)
                     finally:
                         lock.release()
                     continue
@@ -341,6 +333,8 @@ class Router:
                 # a twentieth of the time waited so far: a hundred who look every 5 ms keep two cores busy
                 time.sleep(min(0.05, max(0.005, (time.monotonic() - began) / 20)))
         except Exception:
+            if ident in told:
+                return told[ident]
             # this process led and could not go on: nobody will answer it
             if not withdrawn and not queue.withdraw(ident):
                 queue.drop(ident)
@@ -349,28 +343,29 @@ class Router:
             if queue.withdraw(ident):
                 raise
             # a signal, but a leader has it: it will be done, so say what came of it
-            return self._await(queue, lock, ident)
+            return told.get(ident) or self._await(queue, lock, ident)
         finally:
             lock.release()
 
     def _await(self, queue: Queue, lock: FileLock, ident: str) -> list[dict[str, Any]]:
+        told: dict[str, list[dict[str, Any]]] = {}
         while (found := queue.answered(ident)) is None:
             if lock.try_acquire():
                 try:
-                    self._lead()  # the leader was killed
+                    self._lead(told)  # the leader was killed
                 finally:
                     lock.release()
-                if (found := queue.answered(ident)) is not None:
+                if (found := told.get(ident) or queue.answered(ident)) is not None:
                     break
                 raise Busy("the change was taken and not answered", hint="router status")
             time.sleep(0.005)
         return found
 
-    def _lead(self) -> None:
+    def _lead(self, told: dict[str, list[dict[str, Any]]]) -> None:
         from .transaction import Transaction
 
         with signals_wait():
-            Transaction(self.paths, self.tables()).run()
+            Transaction(self.paths, self.tables(), told).run()
 
     def _say_notes(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
@@ -410,6 +405,8 @@ class Router:
         except OSError as why:
             # what was done is done, whether it is written down or not
             self.request.say(f"warning: {self.paths.journal}: {why.strerror}: this change has no line there")
+        with contextlib.suppress(OSError):
+            self.store.give_back()
 
     def _signed(self, event: dict[str, Any]) -> dict[str, Any]:
         user, uid = self._who()

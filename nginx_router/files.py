@@ -43,6 +43,18 @@ def make_directory(path: Path) -> None:
             os.chown(path, *owner)
 
 
+def inherit_owner(path: Path) -> None:
+    """Give what root made to the owner of the directory it lies in, whom it would lock out; links are not followed."""
+    owner = _owner_of(path.parent)
+    if owner is None or owner == (os.geteuid(), os.getegid()):
+        return
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        # a second name of a file may be one that the owner of the directory gave to what is not theirs
+        if found.st_uid == os.geteuid() and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
+            os.chown(path, *owner, follow_symlinks=False)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in `path` survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -58,6 +70,7 @@ def replace_link(link: Path, target: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         fresh.unlink()
     fresh.symlink_to(target)
+    inherit_owner(fresh)
     fresh.rename(link)
     sync_directory(link.parent)
 

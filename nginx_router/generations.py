@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import NotFound, StateCorrupt
-from .files import replace_link, sync_directory, write_atomic
+from .files import inherit_owner, replace_link, sync_directory, write_atomic
 from .model import Entry, Facts, HostFacts, Texts
 from .settings import Paths
 
@@ -199,11 +199,13 @@ class Generations:
         fresh = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
+        inherit_owner(fresh)
         for name, text in files.items():
             with (fresh / name).open("w", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+            inherit_owner(fresh / name)
         sync_directory(fresh)
         fresh.rename(final)
         sync_directory(final.parent)

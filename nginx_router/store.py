@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Conflict, NotFound, NotPermitted, RouterError, StateCorrupt, UsageProblem, nearest
-from .files import encoded, make_directory, read_text, sync_directory, write_atomic
+from .files import encoded, inherit_owner, make_directory, read_text, sync_directory, write_atomic
 from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, Texts
 from .names import app_name, shown
 from .settings import Paths
@@ -67,6 +67,14 @@ class Store:
         """Give the disk what it needs to put a change back, or to answer for one: nothing may depend on a full disk."""
         with contextlib.suppress(OSError):
             self.paths.reserve.unlink(missing_ok=True)
+
+    def give_back(self) -> None:
+        """Give what root left at the top of somebody's root to its owner: the journal, the lock, logs that `nginx -t` made."""
+        if os.geteuid() != 0 or self.paths.root.stat().st_uid == 0:
+            return
+        for directory in (self.paths.root, self.paths.run, self.paths.log):
+            for path in directory.iterdir():
+                inherit_owner(path)
 
     def names(self) -> list[str]:
         """Every app: each directory below apps/ with the name of one."""
@@ -164,7 +172,7 @@ class Store:
         for step in steps:
             if isinstance(step, Move):
                 source, target = self.paths.root / step.old, self.paths.root / step.new
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(target.parent)
                 source.rename(target)
                 sync_directory(source.parent)
                 sync_directory(target.parent)

@@ -27,6 +27,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import secrets
 import time
 import traceback
@@ -77,13 +78,14 @@ class _Batch:
 class Transaction:
     """One turn of the host lock."""
 
-    def __init__(self, paths: Paths, tables: Tables) -> None:
+    def __init__(self, paths: Paths, tables: Tables, told: dict[str, list[Answer]] | None = None) -> None:
         self.paths = paths
         self.store = Store(paths)
         self.generations = Generations(paths)
         self.queue = Queue(paths.queue)
         self._tables = tables
         self._answers: dict[str, dict[int, Answer]] = {}
+        self._told = {} if told is None else told  # what this process asked and no disk had room to answer
         self._waiting: dict[str, Submission] = {}
         self._unserved: RouterError | None = None  # why nginx does not serve `current`, although it runs
 
@@ -388,8 +390,14 @@ class Transaction:
             done = done.shared() if one.kind != "nothing" else done
 
     def _hand_out_whole(self, units: Sequence[Unit]) -> None:
+        failed: OSError | None = None
         for ident in dict.fromkeys(u.submission for u in units):
-            self._hand_out(ident)
+            try:
+                self._hand_out(ident)
+            except OSError as why:
+                failed = failed or why
+        if failed is not None:
+            raise failed  # the intent stays: the next holder of the lock finds the answers in the manifest
 
     def _hand_out(self, ident: str) -> None:
         submission = self._waiting[ident]
@@ -401,7 +409,13 @@ class Transaction:
             self.queue.answer(ident, whole)
         except OSError:
             self.store.free_reserve()
-            self.queue.answer(ident, whole)
+            try:
+                self.queue.answer(ident, whole)
+            except OSError:
+                if submission.pid != os.getpid():
+                    raise
+                self.queue.drop(ident)
+                self._told[ident] = whole
 
     def _mark(self, batch: _Batch) -> None:
         served = {name: None for n in batch.applied for a in batch.applied[n] for name in a.edit.apps}

@@ -129,6 +129,11 @@ map $http_upgrade $connection_header {{ default upgrade; "" ""; }}
 """
 
 
+def default_server(port: int) -> str:
+    """What every host of several apps has, so that a name nobody owns reaches none of them."""
+    return f"server {{ listen 127.0.0.1:{port} default_server; server_name _; access_log off; return 444; }}\n"
+
+
 def median(values: list[float]) -> float:
     return statistics.median(values)
 
@@ -219,15 +224,19 @@ def changes(rounds: int) -> Iterator[Row]:
                 template = (HERE / "bench_vhost.conf").read_text()
 
                 def vhost(number: int, extra: str = "", template: str = template, port: int = port, hand: Path = hand) -> str:
-                    text = template.replace("@BACKEND@", str(backend)).replace("@PORT@", str(port)).replace("@LOG@", str(hand))
+                    text = (
+                        template.replace("@BACKEND@", str(backend))
+                        .replace("@PORT@", str(port))
+                        .replace("@LOG@", str(hand))
+                        .replace("@DEFAULT@", "")
+                    )
                     text = re.sub(r"\bblog\b(?=[ ;{])", f"app{number:05d}", text).replace("http://blog", f"http://app{number:05d}")
                     text = text.replace("blog-access", f"app{number:05d}-access").replace("blog-error", f"app{number:05d}-error")
                     return text.replace("blog.localhost", f"app{number:05d}.example.com www.app{number:05d}.example.com{extra}")
 
                 for number in range(apps):
                     (sites / f"app{number:05d}.conf").write_text(vhost(number))
-                default = f"server {{ listen 127.0.0.1:{port} default_server; server_name _; access_log off; return 444; }}\n"
-                with nginx(hand, by_hand(hand, f"{default}include {sites}/*.conf;")) as conf:
+                with nginx(hand, by_hand(hand, f"{default_server(port)}include {sites}/*.conf;")) as conf:
                     ours, theirs = [], []
                     for number in range(rounds):
                         new = f"new{number}.example.com"
@@ -366,7 +375,7 @@ def requests(rounds: int) -> Iterator[Row]:
         backend, port = free_port(), free_port()
         answer = f"server {{ listen 127.0.0.1:{backend}; keepalive_requests 1000000; location / {{ return 200 ok; }} }}"
         text = (HERE / "bench_vhost.conf").read_text().replace("@BACKEND@", str(backend)).replace("@PORT@", str(port))
-        text = text.replace("@LOG@", str(base / "hand"))
+        text = text.replace("@LOG@", str(base / "hand")).replace("@DEFAULT@", default_server(port))
         with (
             nginx(base / "up", by_hand(base / "up", answer, workers="1")),
             nginx(base / "hand", by_hand(base / "hand", text)),
