@@ -391,11 +391,11 @@ def requests(rounds: int) -> Iterator[Row]:
             }
             rate: dict[str, list[float]] = {side: [] for side in sides}
             cost: dict[str, list[float]] = {side: [] for side in sides}
-            for number in range(rounds + 1):
+            for number in range(4 * rounds + 1):
                 for side in sorted(sides, reverse=bool(number % 2)):
                     to, pids = sides[side]
                     before = cpu_seconds(pids)
-                    load = [wrk, "-t1", "-c32", "-d4s", "-H", "Host: blog.localhost", f"http://127.0.0.1:{to}/"]
+                    load = [wrk, "-t1", "-c32", "-d2s", "-H", "Host: blog.localhost", f"http://127.0.0.1:{to}/"]
                     said = subprocess.run(load, capture_output=True, text=True, check=True, timeout=60).stdout
                     used = cpu_seconds(pids) - before
                     done = re.search(r"(\d+) requests in", said)
