@@ -26,7 +26,7 @@ _SAID: Mapping[str, tuple[str, str | tuple[str, ...], str]] = {
     "for": ("$http_x_forwarded_for", '"$http_x_forwarded_for, $realip_remote_addr"', "$realip_remote_addr"),
     "port": ("$http_x_forwarded_port", "$http_x_forwarded_port", "$server_port"),
     "proto": ("$http_x_forwarded_proto", ("http", "https"), "$scheme"),
-    "host": ("$http_x_forwarded_host", "$http_x_forwarded_host", "$router_host"),
+    "host": ("$http_x_forwarded_host", "$http_x_forwarded_host", "$host$router_port"),
 }
 _BUSY = "proxy-busy-buffers-size"
 _METHODS = {"round_robin": "", "random two": "random two least_conn"}
@@ -143,7 +143,7 @@ def forwarded(values: Mapping[str, str], variables: Mapping[str, str]) -> list[t
         ("X-Real-IP", "$remote_addr"),
         ("X-Forwarded-For", values["x-forwarded-for-value"]),
         ("X-Forwarded-Proto", values["x-forwarded-proto-value"]),
-        ("X-Forwarded-Host", variables.get("host", "$router_host")),
+        ("X-Forwarded-Host", variables.get("host", "$host$router_port")),
         ("X-Forwarded-Port", values["x-forwarded-port-value"]),
         ("X-Forwarded-Ssl", values["x-forwarded-ssl"] or '""'),
         ("X-Request-ID", "$request_id"),

@@ -176,7 +176,7 @@ def test_the_headers_that_an_instance_gets(site: Make) -> None:
             lies += "Proxy: evil\r\nX-Request-ID: mine\r\nX-Forwarded-Proto: https\r\n"
             seen = made.seen(f"Blog.example.com:{made.port}", "GET /a%2Fb//c?d=%20e HTTP/1.1", lies)
             assert seen["path"] == "/a%2Fb//c?d=%20e"
-            assert seen["host"] == seen["x-forwarded-host"] == f"Blog.example.com:{made.port}"
+            assert seen["host"] == seen["x-forwarded-host"] == f"blog.example.com:{made.port}"
             assert seen["x-forwarded-for"] == seen["x-real-ip"] == "127.0.0.1"
             assert seen["x-forwarded-proto"] == "http"
             assert seen["x-forwarded-port"] == str(made.port)
@@ -184,6 +184,10 @@ def test_the_headers_that_an_instance_gets(site: Make) -> None:
             assert not {"forwarded", "proxy", "upgrade", "connection"} & set(seen)
             # the server is chosen by the URI: what the app sees is not another name
             assert made.seen("evil.example", "GET http://blog.example.com/x HTTP/1.1")["host"] == "blog.example.com"
+            # a link that the app makes of its Host leads to itself: nothing but a port may follow the name
+            for host in ("blog.example.com:@evil.example", "blog.example.com:80@evil.example", "blog.example.com:x"):
+                status, _, content = made.ask(host)
+                assert status == 400 or dict(json.loads(content)["headers"])["Host"] == "blog.example.com", host
             _, head, _ = made.ask("blog.example.com")
             assert "nginx/" not in head
 
