@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ChecksFailed, Conflict, NotPermitted, PluginBroken, RouterError, UsageProblem, as_error, error_as_json
 from .events import Event, reduce
 from .files import read_text
+from .fitting import fit
 from .model import App, Facts
 from .names import endpoint_line
 from .resolving import ask_plugins, look_up
@@ -106,15 +107,18 @@ class Asking:
         for place, event in enumerate(events):
             try:
                 prepared[place] = self._ask_for(place, event)
-                self._rehearse(place, [prepared[place]])
+                self._rehearse([place], [prepared[place]])
             except (RouterError, OSError) as why:
-                if not independent:
-                    raise
-                if isinstance(why, Conflict) and place in prepared:
+                if isinstance(why, Conflict) and place in prepared and (independent or event.action == "import"):
                     conflicts[place] = prepared[place]
+                elif not independent:
+                    raise
                 else:
                     prepared[place] = _with_problem(event, why)
-        self._rehearse_again(conflicts, prepared)
+        for place, problem in fit(list(conflicts), lambda places: self._rehearse(places, [prepared[at] for at in places])):
+            prepared[place] = _with_problem(prepared[place], problem)
+        if not independent and (met := next((e.args["problem"] for e in prepared.values() if e.args.get("problem")), None)):
+            raise as_error(met)
         return [prepared[place] for place in range(len(events))]
 
     def rehearse(self, events: Sequence[Event]) -> list[Outcome]:
@@ -134,8 +138,10 @@ class Asking:
         kinds = {applied.kind for applied in self._applied.values()}
         kind = next((k for k in ("structure", "endpoints") if k in kinds), "nothing")
         master = plane.master()
-        how = "nothing to reload" if kind == "nothing" else f"{kind}: one reload" if master else f"{kind}: the proxy is stopped"
-        if master and kind != "nothing":
+        reloads = kind != "nothing" and not (candidate.settings.is_live and not candidate.needs_reload())
+        cost = "one reload" if reloads else "no reload"
+        how = "nothing to reload" if kind == "nothing" else f"{kind}: {cost}" if master else f"{kind}: the proxy is stopped"
+        if master and reloads:
             how += f", which touches {plane.client_connections(master)} client connections"
         router.request.say(f"dry run, nothing was changed ({how})")
         number = candidate.base.number if candidate.base else None
@@ -154,7 +160,7 @@ class Asking:
         found: dict[str, RouterError | None] = dict.fromkeys(names)
         for place, name in enumerate(names):
             try:
-                self._rehearse(place, [self._ask_for(place, Event("take-up", name))])
+                self._rehearse([place], [self._ask_for(place, Event("take-up", name))])
             except (RouterError, OSError) as why:
                 found[name] = _as_error(why)
         plane = self.router.plane()
@@ -187,14 +193,14 @@ class Asking:
             for hook in _hooks(_NOTIFIES, outcome.event):
                 if plugins.has(hook):
                     for told in _each_count(hook, outcome.event, self._told[n]):
-                        plugins.notify(hook, self.router._signed(told))
+                        plugins.notify(hook, self.router.signed(told))
         done = [o for o in outcomes if o.error is None and o.generation is not None and o.kind != "nothing"]
         if done and plugins.has("post-apply"):
             kind = next((k for k in ("structure", "endpoints") if any(o.kind == k for o in done)), "nothing")
             apps = sorted({o.event.args.get("new") or o.app for o in done if o.app})
             number = max(o.generation or 0 for o in done)
             plugins.notify(
-                "post-apply", self.router._signed({"app": apps[0] if apps else None, "apps": apps, "generation": number, "kind": kind})
+                "post-apply", self.router.signed({"app": apps[0] if apps else None, "apps": apps, "generation": number, "kind": kind})
             )
 
     def failed(self, events: Sequence[Event], why: RouterError) -> None:
@@ -208,31 +214,7 @@ class Asking:
                 "generation": index.number if index else 0,
                 "problem": why.message,
             }
-            self.router.plugins.notify("apply-failed", self.router._signed(told))
-
-    def _rehearse_again(self, conflicts: Mapping[int, Event], prepared: dict[int, Event]) -> None:
-        """A domain that went from one app to another in the files may be free now: one by one, then all together."""
-        waiting = dict(conflicts)
-        for place, event in conflicts.items():
-            try:
-                self._rehearse(place, [event])
-                del waiting[place]
-            except (RouterError, OSError) as why:
-                if not isinstance(why, Conflict):
-                    prepared[place] = _with_problem(event, why)
-                    del waiting[place]
-        if waiting:
-            try:
-                self._rehearse(min(waiting), list(waiting.values()), list(waiting))
-            except (RouterError, OSError) as why:
-                if len(waiting) > 1:
-                    for place, event in waiting.items():
-                        try:
-                            self._rehearse(place, [event])
-                        except (RouterError, OSError) as own:
-                            prepared[place] = _with_problem(event, own)
-                else:
-                    prepared |= {place: _with_problem(event, why) for place, event in waiting.items()}
+            self.router.plugins.notify("apply-failed", self.router.signed(told))
 
     def _ask_for(self, place: int, event: Event) -> Event:
         before = self.router.app_or_none(event.app)
@@ -246,15 +228,15 @@ class Asking:
         if changes and not self._gated:
             for hook in gate_hooks(event):
                 if plugins.has(hook):
-                    plugins.gate(hook, self.router._signed(told))
+                    plugins.gate(hook, self.router.signed(told))
         facts = {
             name: self._facts(event, self._candidate.parse(name, texts)).as_json() for name, texts in edit.apps.items() if texts is not None
         }
         return replace(event, facts=facts)
 
-    def _rehearse(self, place: int, events: Sequence[Event], places: Sequence[int] = ()) -> None:
+    def _rehearse(self, places: Sequence[int], events: Sequence[Event]) -> None:
         plugins = self.router.plugins
-        for at, applied in zip(places or [place], self._candidate.apply_all(events), strict=True):
+        for at, applied in zip(places, self._candidate.apply_all(events), strict=True):
             self._applied[at] = applied
             if applied.kind == "nothing" or not plugins.has("pre-apply"):
                 continue
@@ -263,7 +245,7 @@ class Asking:
                 vhost = rendered.vhost.decode(errors="replace") if rendered else ""
                 about = {**self._told[at], "app": name, "apps": [name], "kind": applied.kind, "vhost": vhost}
                 with plugins.foreseeing(self._candidate.settings.plugins, {name: rendered.app.plugins if rendered else {}}):
-                    plugins.gate("pre-apply", self.router._signed(about))
+                    plugins.gate("pre-apply", self.router.signed(about))
 
     def _facts(self, event: Event, app: App) -> Facts:
         # what `plugins:set` is about to write counts already
@@ -272,7 +254,7 @@ class Asking:
 
     def _ask(self, event: Event, app: App) -> Facts:
         plugins = self.router.plugins
-        told = self.router._signed({"app": app.name, "action": event.action})
+        told = self.router.signed({"app": app.name, "action": event.action})
         hosts = sorted({e.address.host for e in app.endpoints if not e.address.is_literal})
         resolved = ask_plugins(plugins, hosts, told)
         resolved |= look_up([host for host in hosts if host not in resolved])
@@ -310,7 +292,9 @@ class Asking:
         return found
 
 
-def _with_problem(event: Event, why: RouterError | OSError) -> Event:
+def _with_problem(event: Event, why: Exception) -> Event:
+    if not isinstance(why, RouterError | OSError):
+        raise why
     return replace(event, args={**event.args, "problem": error_as_json(_as_error(why))})
 
 

@@ -6,48 +6,22 @@ under the host lock (where it counts).  An event that fails leaves it as it was.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from . import lines
-from .errors import Conflict, RouterError, StateCorrupt, UsageProblem, as_error
+from . import claims, lines, routes
+from .confinement import Own
+from .errors import Conflict, StateCorrupt, UsageProblem, as_error
 from .events import Edit, Event, reduce
 from .generations import Generations, Index
-from .model import APP_TOML, SNIPPETS, UPSTREAMS, App, Entry, Facts, Globals, HostFacts, Tables, Texts, parse_app, parse_globals
-from .render import Include, Renderer
+from .model import APP_TOML, UPSTREAMS, App, Entry, Facts, Globals, HostFacts, Tables, Texts, parse_app, parse_globals
+from .owners import Confined
+from .render import Renderer
+from .rendering import Rendered, render
 from .store import Step, Store, Write
-
-_HTTP, _SERVER, _LOCATION = "nginx-http-snippet", "nginx-server-snippet", "nginx-location-snippet"
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One app with everything nginx needs to serve it."""
-
-    app: App
-    texts: Texts
-    facts: Facts
-    entry: Entry
-    vhost: bytes
-    includes: Mapping[str, tuple[str, bytes]]  # object -> source, bytes
-    state: bytes
-    template: tuple[str, str] | None = None  # where its template comes from, and the text; None: the shipped one
-
-    @property
-    def template_source(self) -> str:
-        """Where its own template comes from; empty for the shipped one."""
-        return self.template[0] if self.template else ""
-
-    def objects(self) -> Iterable[tuple[str, bytes]]:
-        """Every object it needs, by its name."""
-        yield self.entry.state, self.state
-        if self.entry.vhost:
-            yield self.entry.vhost, self.vhost
-        for sha, (_, data) in self.includes.items():
-            yield sha, data
 
 
 @dataclass(frozen=True)
@@ -71,6 +45,8 @@ class Candidate:
         tables: Tables,
         facts: Callable[[Globals, HostFacts | None], HostFacts],
     ) -> None:
+        if base is not None and not base.is_of(store.paths.root):
+            base = _without_lost(base, generations)  # a copy of a root that was at work may lack what came meanwhile
         self.store, self.generations, self.base = store, generations, base
         self._tables = tables
         self._host_facts = facts
@@ -125,7 +101,7 @@ class Candidate:
         """
         before = self._save()
         # files that were edited together may exchange a domain: none of them holds it until each has its own
-        taken_up = {event.app for event in events if event.action in ("take-up", "restore")}
+        taken_up = {event.app for event in events if event.action in ("take-up", "restore", "import")}
         if len(taken_up) > 1:
             self._owners = {name: app for name, app in self._owners.items() if app not in taken_up}
         try:
@@ -156,14 +132,10 @@ class Candidate:
 
     @property
     def is_change(self) -> bool:
-        """Whether a generation is to be made: the texts changed, or what nginx would read."""
-        if self.base is None:
+        """Whether texts change; nginx may read the same as before, and the other way round (`needs_reload`)."""
+        if self.base is None or self.changed or (self.config, self.global_domains) != (self.base.config, self.base.global_domains):
             return True
-        if self.changed or (self.config, self.global_domains) != (self.base.config, self.base.global_domains):
-            return True
-        if self.steps():  # a hand edit that this takes back: what is served stays, the file does not
-            return True
-        return self.router_conf(self.index(self.base.number, self.base.probe)) != self._base_conf()
+        return bool(self.steps())  # a hand edit that this takes back: what is served stays, the file does not
 
     def steps(self) -> list[Step]:
         """The files to write."""
@@ -188,36 +160,43 @@ class Candidate:
         named = {sha for r in self.changed.values() if r is not None for sha, _ in r.objects()}
         return {sha: data for sha, data in kept.items() if sha not in named and not self.generations.is_intact(sha)}
 
-    def index(self, number: int, probe: str) -> Index:
-        """What generation `number` is made of."""
+    def index(self, number: int, probe: str, live: str = "") -> Index:
+        """What generation `number` is made of; `live` is the version of its routes, where those change without a reload."""
         apps = dict(self.base.apps) if self.base else {}
         for name, rendered in self.changed.items():
             if rendered is None:
                 apps.pop(name, None)
             else:
                 apps[name] = replace(rendered.entry, generation=number)
-        return Index(number, probe, self.config, self.global_domains, self.facts, apps)
+        return Index(number, probe, self.config, self.global_domains, self.facts, apps, str(self.store.paths.root), self._released(), live)
 
     def router_conf(self, index: Index) -> str:
         """router.conf of a generation, the probe's number in its header: unchanged bytes need no reload."""
         ports = {self.settings.http_port, *(port for entry in index.apps.values() for port in entry.ports)}
         objects = self.store.paths.objects
         vhosts = {name: f"{objects}/{e.vhost}" for name, e in index.apps.items() if e.vhost}
-        return self._renderer.http(_numbered(index.probe), index.probe, sorted(ports), vhosts)
+        pools = [entry.pool for entry in index.apps.values()]
+        return self._renderer.http(_numbered(index.probe), index.probe, sorted(ports), vhosts, pools=pools)
 
     def stage_files(self, index: Index) -> dict[str, str]:
         """router.conf and, managed, nginx.conf of a generation."""
         files = {"router.conf": self.router_conf(index)}
         if not self.settings.is_host_mode:
             files["nginx.conf"] = self._renderer.main(index.number, self.generations.directory(index.number))
+        if index.live:
+            files |= {"live.lua": self._renderer.live_program(), "live.tsv": routes.snapshot(index.live, index.routes)}
         return files
+
+    def main_conf(self, directory: Path) -> str:
+        """nginx.conf of what is current, with what it makes in `directory`."""
+        return self._renderer.main(0, self.store.paths.current, run=f"{directory}")
 
     def wrapper(self, directory: Any, apps: Mapping[str, Rendered]) -> dict[str, str]:
         """The files of the configuration that validates `apps` alone."""
         ports = {port for r in apps.values() for port in r.entry.ports} or {self.settings.http_port}
         vhosts = {name: f"{directory}/{r.entry.vhost}" for name, r in apps.items()}
         others = [name for name, owner in self._owners.items() if owner not in apps]
-        return self._renderer.wrapper(directory, sorted(ports), vhosts, others)
+        return self._renderer.wrapper(directory, sorted(ports), vhosts, others, [r.entry.pool for r in apps.values()])
 
     def listens(self, app: App) -> list[str]:
         """The arguments of `listen` of an app's ports."""
@@ -231,9 +210,15 @@ class Candidate:
         was = parse_globals(self.base.config, self.base.global_domains, self._tables)
         return was.get("reload-command") != self.settings.get("reload-command")
 
-    def needs_reload(self, text: str) -> bool:
-        """Whether nginx would read something else than it did: `text` is router.conf under the base's probe."""
-        return self.base is None or text != self._base_conf()
+    @property
+    def changes_routes(self) -> bool:
+        """Whether requests go elsewhere, of what nginx takes up without a reload."""
+        base = self.base.apps if self.base else {}
+        return any((r.entry.routes if r else ()) != (base[n].routes if n in base else ()) for n, r in self.changed.items())
+
+    def needs_reload(self) -> bool:
+        """Whether nginx would read something else than it did."""
+        return self.base is None or self.router_conf(self.index(self.base.number, self.base.probe)) != self._base_conf()
 
     def render(self, name: str, texts: Texts, facts: Facts) -> Rendered:
         """An app as it would be served with these texts and facts; the candidate stays as it is.
@@ -287,11 +272,13 @@ class Candidate:
         if edit.moved:
             self._moves.append(edit.moved)
         kinds = []
+        had = {name: self._claims(name) for name in edit.apps}
         for name, texts in edit.apps.items():
             if event.action == "take-up" and self._emptied(name, texts):
                 edit = replace(edit, notes=(*edit.notes, f"{name}: UPSTREAMS is empty now; its domains answer 502"))
             kind = self._put(name, texts, event.facts.get(name))
             kinds.append(kind)
+            self._refuse_claims(event, name, had[edit.moved[0] if edit.moved else name])
         config = self.config if edit.config is None else edit.config
         domains = self.global_domains if edit.global_domains is None else edit.global_domains
         if (config, domains) != (self.config, self.global_domains):
@@ -319,11 +306,57 @@ class Candidate:
         self._rendered[name] = rendered
         self._owners |= dict.fromkeys(rendered.app.domains, name)
         if before is not None and before.vhost == rendered.entry.vhost:
-            return "nothing"
+            return "endpoints" if before.routes != rendered.entry.routes else "nothing"
         if before is None and not rendered.vhost:
             return "nothing"
         same = before is not None and _but_endpoints(old_texts) == _but_endpoints(texts)
         return "endpoints" if same and replace(facts, resolved={}) == replace(old_facts, resolved={}) else "structure"
+
+    def confined(self, name: str) -> Confined:
+        """What of an app's directory others than the host's own people may write."""
+        return self.store.confined(self._came_from(name))
+
+    def own(self, rendered: Rendered) -> Own:
+        """What a confined app's files may speak of."""
+        values = self._renderer.values(rendered.app, rendered.facts, ())
+        return Own.of(values, [str(self.generations.object_path(sha)) for sha in rendered.includes])
+
+    def _came_from(self, name: str) -> str:
+        came_from = {new: old for old, new in self._moves}
+        while name in came_from:
+            name = came_from[name]
+        return name
+
+    def _claims(self, name: str) -> claims.Claims:
+        """What an app has before an event."""
+        entry = self._entry(name)
+        if entry is None:
+            return claims.Claims()
+        try:
+            found = claims.Claims.of(self.parse(name, self._before(name, entry)[0]))
+        except UsageProblem:  # a property that this version does not know any more
+            found = claims.Claims()
+        return replace(found, domains=frozenset(entry.domains))
+
+    def _refuse_claims(self, event: Event, name: str, had: claims.Claims) -> None:
+        rendered, named = self._rendered[name], claims.named_by(event)
+        if rendered is None or named is None or not (new := claims.Claims.of(rendered.app) - had - named):
+            return
+        if confined := self.confined(name):
+            mine = {name, self._came_from(name)}
+            before = self.base.owners if self.base else {}
+            others = {domain: app for domain, app in {**before, **self._owners}.items() if app not in mine}
+            claims.refuse(name, new, confined, others, self._released(besides=name), time.time())
+
+    def _released(self, besides: str = "") -> claims.Released:
+        """The domains that apps let go of lately, or do so now, and that no other has (`besides` this one)."""
+        now, base = time.time(), self.base
+        if base is None:
+            return {}
+        gone = {domain: (name, now) for name in self._rendered if name in base.apps for domain in base.apps[name].domains}
+        taken = {domain for name, r in self._rendered.items() if r is not None and name != besides for domain in r.entry.domains}
+        lately = {domain: was for domain, was in base.released.items() if now - was[1] < claims.RESTS}
+        return {domain: was for domain, was in {**lately, **gone}.items() if domain not in taken}
 
     def _of_the_host(self, domain: str, ports: Iterable[int]) -> str:
         marks = tuple(f"server_name {domain} {port} " for port in ports)
@@ -346,32 +379,7 @@ class Candidate:
                 raise Conflict(f"domain {domain} of app {name} belongs to the host's own nginx", hint=f"its server_name: {place}", app=name)
         used = {e.address.host for e in app.endpoints if not e.address.is_literal}
         facts = replace(facts, resolved={host: ips for host, ips in sorted(facts.resolved.items()) if host in used})
-        includes: dict[str, tuple[str, bytes]] = {}
-        places: dict[str, list[Include]] = {_HTTP: [], _SERVER: [], _LOCATION: []}
-        for place, source, text in [
-            *((_SERVER, f"apps/{name}/{SNIPPETS}{file}", text) for file, text in app.snippets.items()),
-            *((hook, f"{hook} of plugin {plugin}", text) for hook, plugin, text in facts.snippets),
-        ]:
-            data = text.encode(errors="surrogateescape")
-            sha = hashlib.sha256(data).hexdigest()
-            includes[sha] = (source, data)
-            places[place].append(Include(str(self.generations.object_path(sha)), source))
-        try:
-            text = self._renderer.vhost(app, facts, places[_SERVER], http=places[_HTTP], location=places[_LOCATION])
-        except RouterError as why:
-            why.app = name
-            raise
-        vhost = text.encode(errors="surrogateescape")
-        state = json.dumps({"texts": dict(texts), "facts": facts.as_json()}, sort_keys=True).encode()
-        entry = Entry(
-            state=hashlib.sha256(state).hexdigest(),
-            vhost=hashlib.sha256(vhost).hexdigest() if vhost else None,
-            generation=0,
-            domains=tuple(app.domains),
-            ports=tuple(sorted(self._renderer.ports(app))) if vhost and app.served_domains else (),
-            objects=tuple(sorted(includes)) if vhost else (),
-        )
-        return Rendered(app, texts, facts, entry, vhost, includes if vhost else {}, state, self._renderer.template_of(app, facts))
+        return render(self._renderer, self.store.paths.objects, app, texts, facts)
 
     def _set_globals(self, config: str, domains: str) -> str:
         settings = parse_globals(config, domains, self._tables)
@@ -396,6 +404,8 @@ class Candidate:
                 self._rendered[name] = self._render(name, *self.generations.app_state(self.base.apps[name]))
 
     def _renders_differently(self, base: Index) -> bool:
+        if not base.is_of(self.store.paths.root):
+            return True  # logs and snippets are named by absolute paths
         # what the host's own http block says decides which defaults a vhost has to repeat
         if base.facts.ipv6 != self.facts.ipv6 or base.facts.host_has != self.facts.host_has:
             return True
@@ -450,6 +460,10 @@ class Candidate:
         self.config, self.global_domains, self.settings, self.facts, self._renderer = saved[4:]
 
 
+def _without_lost(base: Index, generations: Generations) -> Index:
+    return replace(base, apps={name: entry for name, entry in base.apps.items() if generations.is_intact(entry.state)})
+
+
 def _same(entry: Entry, other: Entry | None) -> bool:
     return other is not None and replace(entry, generation=0) == replace(other, generation=0)
 
@@ -457,7 +471,7 @@ def _same(entry: Entry, other: Entry | None) -> bool:
 def _but_endpoints(texts: Texts) -> dict[str, str]:
     kept = {path: text for path, text in texts.items() if path not in (UPSTREAMS, APP_TOML)}
     # counts say how many endpoints there are to be; they render nothing
-    from .events import set_key
+    from .tomltext import set_key
 
     toml = texts.get(APP_TOML, "")
     if "count" in toml or "locked" in toml:

@@ -1,15 +1,12 @@
 """The one way to read and to change anything: what commands, plugins, the watcher and scripts are given.
 
 A change runs here up to the queue (local reduce, gates, name resolution, collect hooks, `pre-apply`) and again behind the
-answer (drain, notify hooks, journal); the part in between, under the host lock, is `transaction`.
+answer (drain, notify hooks, journal); the part in between, under the host lock, is `leader`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,21 +14,21 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from . import faults
-from .errors import Busy, RouterError, as_error
+from . import journal
+from .errors import RouterError, as_error
 from .events import Event
 from .files import FileLock
 from .generations import Generations, Index
 from .hookspecs import who
 from .model import APP_TOML, App, Globals, Tables, parse_app, parse_globals
 from .plugins import Plugins, refuse_inside
-from .queue import Queue
 from .settings import Paths, paths
 from .store import Store
+from .submitting import Submitting, signals_wait
 
 if TYPE_CHECKING:
     from .candidate import Candidate
-    from .nginx import Nginx
+    from .dataplane import DataPlane
     from .output import Output
 
 
@@ -117,13 +114,13 @@ class Router:
         """The apps whose directory cannot be served: app -> problem, exit."""
         return self.store.stale()
 
-    def plane(self) -> Nginx:
-        """The nginx that serves."""
-        from .nginx import Nginx  # with what it starts and asks, 10 ms
+    def plane(self) -> DataPlane:
+        """What serves this root."""
+        from .dataplane import data_plane
 
         index = self.index()
         settings = parse_globals(index.config, index.global_domains, self.tables()) if index else self.settings()
-        return Nginx(self.paths, settings)
+        return data_plane(self.paths, settings)
 
     def serving(self) -> int | None:
         """The number of the generation that nginx answers with; None: nobody answers."""
@@ -135,6 +132,8 @@ class Router:
         if probe is None:
             return None
         number = probe.partition("-")[0]
+        if probe == index.probe and index.live:
+            number, probe = (found := plane.routes.version()).partition("-")[0], index.probe if found == index.live else ""
         return index.number if probe == index.probe else int(number) if number.isdigit() else None
 
     def tables(self) -> Tables:
@@ -153,7 +152,7 @@ class Router:
 
         for hook in gate_hooks(event):
             if self.plugins.has(hook):
-                self.plugins.gate(hook, self._signed(payload(event, self.app_or_none(event.app))))
+                self.plugins.gate(hook, self.signed(payload(event, self.app_or_none(event.app))))
 
     @contextlib.contextmanager
     def journalled(self, event: Event) -> Iterator[None]:
@@ -204,7 +203,9 @@ class Router:
             prepared = asking.prepare(events, independent=independent)
             if self.request.dry_run:
                 return asking.rehearse(prepared)
-            answers = self._submit(prepared, independent)
+            answers = Submitting(self.paths, self.tables).submit(
+                prepared, independent=independent, command=self.request.command, patience=self.request.lock_timeout
+            )
             served()
             outcomes = [_outcome(event, raw) for event, raw in zip(events, answers, strict=True)]
             if not independent and (failed := next((o.error for o in outcomes if o.error), None)):
@@ -228,9 +229,10 @@ class Router:
             self._journal(events, outcomes, problem if isinstance(problem, RouterError) else first, time.monotonic() - began)
         return outcomes
 
-    def record(self, began: float) -> None:
-        """Leave a journal line of what was done since (a monotonic time) without `change`."""
-        self._journal([], [], None, time.monotonic() - began)
+    def record(self, began: float, why: RouterError | None = None, *, generation: int | None = None, reloads: int = 0) -> None:
+        """Leave a journal line of what was done, or failed, since (a monotonic time) without `change`."""
+        done = [] if why else [Outcome(Event("record", None), None, generation, reloads=reloads)]
+        self._journal([], done, why, time.monotonic() - began)
 
     def judge(self, names: Sequence[str]) -> dict[str, RouterError | None]:
         """What is wrong with what the directories of `names` hold now, as nginx sees it; nothing is changed.
@@ -268,16 +270,16 @@ class Router:
         Raises:
             Busy: somebody kept it for `lock_timeout` seconds.
         """
-        from .transaction import Transaction
+        from .leader import Leader
 
         self.store.prepare()
         lock = FileLock(self.paths.lock)
         lock.acquire(self.request.lock_timeout, "the host")
         try:
             with signals_wait():
-                transaction = Transaction(self.paths, self.tables())
-                transaction.run()
-                yield transaction
+                leader = Leader(self.paths, self.tables())
+                leader.run()
+                yield leader.transaction
         finally:
             with contextlib.suppress(OSError):
                 self.store.give_back()
@@ -286,86 +288,26 @@ class Router:
     def rehearsal(self) -> Candidate:
         """The next generation in the making, for a look at what an event would do."""
         from .candidate import Candidate
-        from .nginx import Nginx
+        from .dataplane import data_plane
 
         def facts(settings: Globals, previous: Any) -> Any:
-            return Nginx(self.paths, settings).facts(previous)
+            return data_plane(self.paths, settings).facts(previous)
 
         return Candidate(self.store, self.generations, self.index(), self.tables(), facts)
 
     # private
 
     def _take_up_all_first(self, events: Sequence[Event]) -> None:
-        """The first generation holds what the directories hold, not only what this change names."""
-        if self.index() is not None or self.request.dry_run or any(e.action.startswith("take-up") for e in events):
+        """The first generation of a root holds what the directories hold, not only what this change names."""
+        index = self.index()
+        if (index and index.is_of(self.paths.root)) or self.request.dry_run or any(e.action.startswith("take-up") for e in events):
             return
         if names := self.store.names():
-            self.request.say(f"the first generation: taking up {len(names)} app directories")
+            why = f"this root is a copy of {index.root}" if index else "the first generation"
+            self.request.say(f"{why}: taking up {len(names)} app directories")
             for outcome in self.reconcile():
                 if outcome.error:
                     self.request.say(f"{outcome.app}: left out: {outcome.error.message}")
-
-    def _submit(self, events: Sequence[Event], independent: bool) -> list[dict[str, Any]]:
-        queue = Queue(self.paths.queue)
-        lock = FileLock(self.paths.lock)
-        began = time.monotonic()
-        deadline = began + self.request.lock_timeout
-        ident = queue.put(events, independent=independent, command=self.request.command)
-        faults.step("queued")
-        withdrawn = False
-        told: dict[str, list[dict[str, Any]]] = {}
-        try:
-            while True:
-                if (found := told.get(ident) or queue.answered(ident)) is not None:
-                    return found
-                if lock.try_acquire():
-                    try:
-                        self._lead(told)
-                    finally:
-                        lock.release()
-                    continue
-                if time.monotonic() >= deadline and queue.withdraw(ident):
-                    withdrawn = True
-                    raise Busy(
-                        f"the host is locked by {lock.holder()}; nothing was changed",
-                        hint="wait for it, or give --lock-timeout more seconds",
-                    )
-                # a twentieth of the time waited so far: a hundred who look every 5 ms keep two cores busy
-                time.sleep(min(0.05, max(0.005, (time.monotonic() - began) / 20)))
-        except Exception:
-            if ident in told:
-                return told[ident]
-            # this process led and could not go on: nobody will answer it
-            if not withdrawn and not queue.withdraw(ident):
-                queue.drop(ident)
-            raise
-        except BaseException:
-            if queue.withdraw(ident):
-                raise
-            # a signal, but a leader has it: it will be done, so say what came of it
-            return told.get(ident) or self._await(queue, lock, ident)
-        finally:
-            lock.release()
-
-    def _await(self, queue: Queue, lock: FileLock, ident: str) -> list[dict[str, Any]]:
-        told: dict[str, list[dict[str, Any]]] = {}
-        while (found := queue.answered(ident)) is None:
-            if lock.try_acquire():
-                try:
-                    self._lead(told)  # the leader was killed
-                finally:
-                    lock.release()
-                if (found := told.get(ident) or queue.answered(ident)) is not None:
-                    break
-                raise Busy("the change was taken and not answered", hint="router status")
-            time.sleep(0.005)
-        return found
-
-    def _lead(self, told: dict[str, list[dict[str, Any]]]) -> None:
-        from .transaction import Transaction
-
-        with signals_wait():
-            Transaction(self.paths, self.tables(), told).run()
 
     def _say_notes(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
@@ -376,7 +318,7 @@ class Router:
             self.request.say("saved, proxy is stopped")
 
     def _journal(self, events: Sequence[Event], outcomes: Sequence[Outcome], why: RouterError | None, seconds: float) -> None:
-        user, uid = self._who()
+        user, uid = who()
         kinds = {o.kind for o in outcomes}
         code = why.exit_code if why else 0
         self._append(
@@ -401,19 +343,17 @@ class Router:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         try:
-            self.store.append_journal(line)
+            journal.append(self.paths.journal, line)
         except OSError as why:
             # what was done is done, whether it is written down or not
             self.request.say(f"warning: {self.paths.journal}: {why.strerror}: this change has no line there")
         with contextlib.suppress(OSError):
             self.store.give_back()
 
-    def _signed(self, event: dict[str, Any]) -> dict[str, Any]:
-        user, uid = self._who()
+    def signed(self, event: dict[str, Any]) -> dict[str, Any]:
+        """An event for hooks, with who asks and by which words."""
+        user, uid = who()
         return {**event, "command": self.request.command, "user": user, "uid": uid}
-
-    def _who(self) -> tuple[str, int]:
-        return who()
 
     def _plugin_settings(self) -> Mapping[str, Mapping[str, Any]]:
         raw = _tables_of(self.store.globals()[0])
@@ -455,20 +395,3 @@ def _outcome(event: Event, raw: Mapping[str, Any]) -> Outcome:
         tuple((pid, started) for pid, started in raw["old_workers"]),
         raw["seconds"],
     )
-
-
-@contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """INT and TERM that come meanwhile take effect afterwards: a change is not left half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {each: signal.signal(each, lambda got, _: came.append(got)) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        for got in came[:1]:
-            os.kill(os.getpid(), got)

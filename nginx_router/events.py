@@ -15,6 +15,7 @@ from .errors import Conflict, NotFound, UsageProblem, nearest
 from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, App, Texts, parse_toml
 from .names import domain, endpoint_line
 from .properties import lookup
+from .tomltext import set_key
 from .upstreams import addresses as all_addresses
 from .upstreams import edited, endpoint_lines, swapped
 
@@ -98,53 +99,6 @@ def require(world: World, app: str) -> Texts:
     if texts is None:
         raise NotFound(f"there is no app '{app}'{nearest(app, world.names())}", hint="router apps:list", app=app)
     return texts
-
-
-def edit_toml(text: str, edit: Callable[[Any], None]) -> str:
-    """`text` with `edit` applied to its document; comments and order survive.
-
-    Raises:
-        UsageProblem: `text` is no TOML; the line is in the message.
-    """
-    import tomlkit  # 10 ms, and only changes of app.toml and router.toml need it
-    from tomlkit.exceptions import TOMLKitError
-
-    try:
-        document = tomlkit.parse(text)
-    except TOMLKitError as why:
-        raise UsageProblem(f"{why}") from None
-    edit(document)
-    return tomlkit.dumps(document)
-
-
-def set_key(text: str, table: str, key: str, value: Any) -> str:
-    """`text` with `key` of `table` ("": top level) set, or unset where `value` is None.
-
-    A table that is left empty goes with its last key, unless it holds a comment.
-
-    Raises:
-        UsageProblem: `text` is no TOML; the line is in the message.
-    """
-
-    def edit(document: Any) -> None:
-        import tomlkit
-
-        if not table:
-            if value is None:
-                document.pop(key, None)
-            else:
-                document[key] = value
-            return
-        if value is not None:
-            if table not in document:
-                document[table] = tomlkit.table()
-            document[table][key] = value
-        elif table in document:
-            document[table].pop(key, None)
-            if not document[table] and "#" not in document[table].as_string():
-                del document[table]
-
-    return edit_toml(text, edit)
 
 
 def _create(event: Event, world: World) -> Edit:
@@ -418,6 +372,20 @@ def _restore(event: Event, world: World) -> Edit:
     return Edit(apps={event.app: then})
 
 
+def _import(event: Event, world: World) -> Edit:
+    """The texts that an archive holds, whatever the app was before; `endpoints` false: it keeps its own."""
+    assert event.app is not None
+    now = world.texts(event.app)
+    texts: dict[str, str] = {DOMAINS: "", UPSTREAMS: "", **event.args["texts"]}
+    if not event.args["endpoints"]:
+        texts[UPSTREAMS] = (now or {}).get(UPSTREAMS, "")
+    return Edit(apps={event.app: texts})
+
+
+def _import_globals(event: Event, world: World) -> Edit:
+    return Edit(config=event.args["config"], global_domains=event.args["global_domains"])
+
+
 def _take_up(event: Event, world: World) -> Edit:
     assert event.app is not None
     texts = world.texts(event.app)
@@ -451,6 +419,8 @@ _ACTIONS: Mapping[str, Callable[[Event, World], Edit]] = {
     "lock": _lock,
     "global-domains": _global_domains,
     "restore": _restore,
+    "import": _import,
+    "import-globals": _import_globals,
     "take-up": _take_up,
     "take-up-globals": _take_up_globals,
 }

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .events import set_key
 from .model import APP_TOML, DOMAINS, UPSTREAMS, App, Texts
 from .names import WEB
+from .tomltext import set_key
 
 #: A domain for apps that have none: a template is tried with server blocks too.
 _DOMAIN = "example.invalid"

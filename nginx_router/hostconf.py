@@ -17,6 +17,7 @@ from typing import Any
 from .errors import UsageProblem
 from .model import Globals, HostFacts
 from .names import listener
+from .vetting import made_variable
 
 #: How many files nginx may hold open, where the host lets it.
 MOST_FILES = 65536
@@ -46,9 +47,9 @@ def read(conf: Path, root: Path, binary: str) -> HostConf:
     found = HostConf()
     _walk(conf, conf.parent, root, [], found, 0)
     if not found.pid or not found.error_log:
-        built_in = _built_in(binary)
-        found.pid = found.pid or built_in.get("pid-path", "/run/nginx.pid")
-        found.error_log = found.error_log or built_in.get("error-log-path", "/var/log/nginx/error.log")
+        paths = built_in(binary)
+        found.pid = found.pid or paths.get("pid-path", "/run/nginx.pid")
+        found.error_log = found.error_log or paths.get("error-log-path", "/var/log/nginx/error.log")
     return found
 
 
@@ -59,6 +60,8 @@ def facts(root: Path, settings: Globals, previous: HostFacts | None, host: HostC
     if host is not None:
         for name, args in host.http:
             has += [f"{name} {args[0]}", name] if args else [name]
+            if variable := made_variable([name, *args]):
+                has.append(f"variable ${variable}")
         has += [f"default_server:{listen}" for listen in host.default_servers]
         has += [f"server_name {name} {port} {place}" for (name, port), place in host.names.items()]
     return HostFacts(
@@ -146,6 +149,7 @@ def _names(server: list[dict[str, Any]], path: Path, found: HostConf) -> None:
                     found.names.setdefault((name.lower(), port), f"{path}:{directive['line']}")
 
 
-def _built_in(binary: str) -> dict[str, str]:
+def built_in(binary: str) -> dict[str, str]:
+    """The paths that nginx was built with: what it takes where its configuration says nothing."""
     said = subprocess.run([binary, "-V"], capture_output=True, text=True, timeout=20, check=False).stderr
     return dict(re.findall(r"--([a-z-]+-path)=(\S+)", said))

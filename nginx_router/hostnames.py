@@ -48,7 +48,7 @@ class HostNames:
         """
         answers: Addresses = {}
         for app, names in self._names.items():
-            told = self._router._signed({"app": app, "action": "take-up"})
+            told = self._router.signed({"app": app, "action": "take-up"})
             answers |= ask_plugins(self._router.plugins, [name for name in names if name not in answers], told)
         rest = sorted({name for names in self._names.values() for name in names} - {*answers})
         # DNS may take its time, and edits are not to wait for it

@@ -11,8 +11,10 @@ dropped: nobody is left to drain, to notify and to tell.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,11 +124,29 @@ class Queue:
 
     def _read(self, ident: str) -> Submission | None:
         try:
-            raw = json.loads((self.directory / f"{ident}.taken").read_bytes())
+            raw = json.loads(self._own_bytes(f"{ident}.taken"))
             events = tuple(Event.from_json(e) for e in raw["events"])
             return Submission(ident, events, raw["independent"], raw["command"], raw["pid"], raw["started"])
         except (FileNotFoundError, ValueError, KeyError):
             return None
+
+    def _own_bytes(self, name: str) -> bytes:
+        """A file of the queue, if it was asked by root or by whoever the queue belongs to; the directory is nobody else's to write.
+
+        Raises:
+            ValueError: somebody else's, or no file.
+        """
+        try:
+            fd = os.open(self.directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as why:
+            if why.errno != errno.ELOOP:
+                raise
+            raise ValueError(name) from None
+        with os.fdopen(fd, "rb") as file:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid(), self.directory.stat().st_uid):
+                raise ValueError(name)
+            return file.read()
 
     def _sweep(self, name: str) -> None:
         # nobody reads or finishes it: its asker was killed

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import hostconf, proxy
-from .controller import Router, signals_wait
+from .controller import Router
 from .errors import Conflict, NginxRejected, NotFound, UsageProblem
 from .events import Event
 from .files import encoded, read_text, write_atomic
 from .model import Globals
 from .nginx import Nginx
+from .submitting import signals_wait
 
 
 def install(router: Router, conf: Path) -> str:
@@ -71,7 +72,7 @@ def remove(router: Router) -> str:
     conf = Path(settings.get("nginx-conf")).resolve()
     text = _text(conf)
     own = _include(router)
-    plane = router.plane()
+    plane = Nginx(router.paths, settings)
     with signals_wait(), _undone(lambda: write_atomic(conf, encoded(text))):
         write_atomic(conf, encoded("".join(line for line in text.splitlines(keepends=True) if own not in line)))
         _accept(plane, conf, "without router's include")
@@ -89,7 +90,7 @@ def refuse_switch(router: Router, mode: str) -> None:
     Raises:
         Conflict: router's own nginx runs, or the distribution's includes router.
     """
-    plane = router.plane()
+    plane = Nginx(router.paths, router.plane().settings)
     if mode == "host" and not plane.is_host_mode and (plane.master() is not None or plane.wanted()):
         raise Conflict("router's own nginx runs", hint="router proxy:stop, then sudo router setup")
     if mode != "host" and plane.host is not None and plane.host.includes_router:

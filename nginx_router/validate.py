@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .candidate import Candidate, Rendered
-from .errors import NginxRejected, RouterError
+from .candidate import Candidate
+from .confinement import confine
+from .dataplane import DataPlane
+from .errors import Conflict, NginxRejected, RouterError
 from .examples import examples
-from .nginx import Nginx
+from .model import SNIPPETS, TEMPLATE
 from .processes import is_alive
 from .properties import of_directive
-from .vetting import vet_snippet, vet_template
+from .rendering import Rendered
+from .vetting import http_variables, vet_snippet, vet_template
 
 _PLACE = re.compile(r"^(?P<text>.*) in (?P<path>/\S+):(?P<line>\d+)$")
+_LACKS = re.compile(r'"(?P<path>/[^"]*)" failed \((?P<errno>\d+): ')
+_OF_THE_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
 _DUPLICATE = re.compile(r'"(?P<directive>[a-z_]+)" directive is duplicate')
 _CONFLICT = re.compile(r'conflicting server name "(?P<name>[^"]+)"')
 
 
-def validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered]) -> None:
+def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered]) -> None:
     """Let crossplane and nginx judge the vhosts of `apps`, and what every template that changed makes of other states.
 
     Raises:
@@ -37,7 +44,7 @@ def validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered]) -
             check_template(candidate, plane, rendered)
 
 
-def check_template(candidate: Candidate, plane: Nginx, rendered: Rendered) -> None:
+def check_template(candidate: Candidate, plane: DataPlane, rendered: Rendered) -> None:
     """Try the template of an app on the states of `examples`: it must hold when endpoints go and processes come.
 
     Raises:
@@ -54,18 +61,26 @@ def check_template(candidate: Candidate, plane: Nginx, rendered: Rendered) -> No
             raise
 
 
-def judge(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered]) -> None:
+def judge(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered]) -> None:
     """Let crossplane and nginx judge the vhosts of `apps`, changed or not.
 
     Raises:
         NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
         ProxyDown: there is no nginx on this host.
     """
-    directory = candidate.store.paths.run / f"validate-{os.getpid()}"
-    shutil.rmtree(directory, ignore_errors=True)
-    (directory / "tmp").mkdir(parents=True)
-    try:
+    with scratch(candidate.store.paths.run) as directory:
         _validate(candidate, plane, apps, directory)
+
+
+@contextlib.contextmanager
+def scratch(run: Path) -> Iterator[Path]:
+    """A directory for what `nginx -t` reads, and for what it makes: as root it gives temp directories to the workers' user."""
+    directory = run / f"validate-{os.getpid()}"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700, parents=True)  # copies of snippets are nobody else's affair
+    (directory / "tmp").mkdir()
+    try:
+        yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -78,10 +93,12 @@ def sweep(run: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered], directory: Path) -> None:
+def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered], directory: Path) -> None:
     places: dict[str, tuple[str, str]] = {}  # file -> app, source
     doubts = []
     objects = str(candidate.store.paths.objects)
+    for rendered in apps.values():
+        _confine(candidate, rendered)
     for name, rendered in apps.items():
         for sha, (source, data) in rendered.includes.items():
             (directory / sha).write_bytes(data)
@@ -105,17 +122,64 @@ def _validate(candidate: Candidate, plane: Nginx, apps: Mapping[str, Rendered], 
                     listens=candidate.listens(rendered.app),
                     domains=rendered.app.served_domains,
                     own=[str(directory / sha) for sha in rendered.includes],
+                    http=[str(directory / sha) for sha in rendered.http_includes],
                 )
             )
-    for file, content in candidate.wrapper(directory, apps).items():
+    wrapper = candidate.wrapper(directory, apps)
+    _vet_variables(candidate, apps, wrapper["router.conf"])
+    for file, content in wrapper.items():
         (directory / file).write_text(content, encoding="utf-8", errors="surrogateescape")
     result = plane.test(directory / "nginx.conf")
     conflict = next((m for m in result.messages if _CONFLICT.search(m)), None)
+    for message in () if result.ok else result.messages:
+        if (lacks := _LACKS.search(message)) and int(lacks["errno"]) in _OF_THE_HOST:
+            # of the host and not of the app: its vhost was not judged at all
+            raise OSError(int(lacks["errno"]), os.strerror(int(lacks["errno"])), lacks["path"])
     if not result.ok or conflict:
         raise _rejection(candidate, apps, places, result.messages, conflict)
     for doubt in doubts:
         if doubt:
             raise NginxRejected(doubt, app=doubt.split()[1].rstrip(":"))
+
+
+def _confine(candidate: Candidate, rendered: Rendered) -> None:
+    """Hold what others than the host's own people may write to what cannot leave the app; before nginx, which opens logs."""
+    app = rendered.app
+    confined = candidate.confined(app.name) if (app.snippets or app.template) and rendered.vhost else None
+    if not confined:
+        return
+    own = candidate.own(rendered)
+    for file, text in app.snippets.items():
+        if SNIPPETS + file in confined:
+            confine(f"apps/{app.name}/{SNIPPETS}{file}", text, own, is_template=False)
+    if TEMPLATE in confined and rendered.template_source == f"apps/{app.name}/{TEMPLATE}":
+        confine(rendered.template_source, rendered.vhost.decode(errors="surrogateescape"), own, is_template=True)
+
+
+def _vet_variables(candidate: Candidate, apps: Mapping[str, Rendered], router_conf: str) -> None:
+    """Of two that make one variable nginx takes the last and says nothing, so that nothing else finds it.
+
+    Raises:
+        Conflict: an app makes one that another has, the router or the host; whose it is, is said.
+    """
+    if not any(rendered.entry.variables for rendered in apps.values()):
+        return
+    makers = {has.partition(" $")[2]: "the host's own nginx" for has in candidate.facts.host_has if has.startswith("variable $")}
+    makers |= dict.fromkeys(http_variables(router_conf), "router itself")
+    changed = candidate.changed
+    # whoever has it served keeps it
+    for name, entry in (candidate.base.apps if candidate.base else {}).items():
+        rendered = changed.get(name)
+        now = rendered.entry.variables if rendered else () if name in changed else entry.variables
+        makers |= {each: f"app {name}" for each in entry.variables if each in now}
+    for name, new in apps.items():
+        for each in new.entry.variables:
+            if makers.setdefault(each, f"app {name}") != f"app {name}":
+                raise Conflict(
+                    f"app {name}: ${each} is made by {makers[each]}: a variable at http level is one for all apps",
+                    hint=f"give it a name with the app's in it, as ${each}_{re.sub('[^a-z0-9]', '_', name)}",
+                    app=name,
+                )
 
 
 def _rejection(

@@ -6,7 +6,8 @@ is parsed with crossplane; what crossplane cannot parse is left to nginx, whose 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from .errors import NginxRejected
 SHARED_FILES = frozenset(
     f"/etc/nginx/{name}" for name in ("fastcgi.conf", "fastcgi_params", "mime.types", "proxy_params", "scgi_params", "uwsgi_params")
 )
+#: Options of `listen` that say how the kernel treats the socket; every other one changes what all apps on that port speak.
+_SOCKET_OPTIONS = ("backlog", "bind", "deferred", "fastopen", "ipv6only", "rcvbuf", "reuseport", "setfib", "sndbuf", "so_keepalive")
+#: What an own template may say outside of a server: it defines something by a name, and holds for nobody else.
+_DEFINITIONS = {"server", "upstream", "map", "geo", "split_clients", "log_format", "limit_req_zone", "limit_conn_zone", "include"}
+_DEFINITIONS |= {"js_set", "js_var", "lua_shared_dict", "perl_set"} | {
+    f"{kind}_cache_path" for kind in ("proxy", "fastcgi", "scgi", "uwsgi")
+}
+#: Which word of a directive at http level is the variable that it makes.
+_MAKES_VARIABLES = {"map": -1, "geo": -1, "split_clients": -1, "js_set": 1, "js_var": 1, "perl_set": 1}
+_TOKEN = re.compile(r"""\s+|\#[^\n]*|(?P<word>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[{};]|(?:\\.|\$\{|[^\s;{\\])+)""", re.DOTALL)
 _REFUSED_IN_SNIPPETS = {"server": "a server block", "listen": "a listener", "server_name": "a server name"}
 
 
@@ -26,7 +37,7 @@ def vet_snippet(app: str, source: str, path: Path) -> str | None:
         NginxRejected: it holds a directive that a snippet may not hold; file, line and directive are named.
     """
     directives, problem = _parse(path)
-    for directive in directives:
+    for directive in _flat(directives):
         name = directive["directive"]
         if name in _REFUSED_IN_SNIPPETS:
             raise _refusal(app, source, directive, f"{name}: {_REFUSED_IN_SNIPPETS[name]} cannot stand in a snippet")
@@ -35,23 +46,30 @@ def vet_snippet(app: str, source: str, path: Path) -> str | None:
 
 
 def vet_template(
-    app: str, source: str, path: Path, *, ports: Collection[int], listens: Collection[str], domains: Collection[str], own: Collection[str]
+    app: str,
+    source: str,
+    path: Path,
+    *,
+    ports: Collection[int],
+    listens: Collection[str],
+    domains: Collection[str],
+    own: Collection[str],
+    http: Collection[str],
 ) -> str | None:
-    """Check the vhost that an own template made: `ports` and `domains` of the app, `own` files it may include.
+    """Check the vhost that an own template made: `ports` and `domains` of the app, `own` files it may include (`http`: outside too).
 
     Raises:
-        NginxRejected: a `listen` is no port of the app, or a `server_name` not its domain; both are named.
+        NginxRejected: a `listen` is no port of the app, a `server_name` not its domain, or something holds for other apps too.
     """
     directives, problem = _parse(path)
     for directive in directives:
         name, args = directive["directive"], directive["args"]
+        if name not in _DEFINITIONS or (name == "include" and not set(args) <= {*http}):
+            raise _refusal(app, source, directive, f"{name} stands outside of a server and would hold for every app")
+    for directive in _flat(directives):
+        name, args = directive["directive"], directive["args"]
         if name == "listen":
-            port = args[0].rpartition(":")[2]
-            if args[0].startswith("unix:") or args[0] not in listens or not port.isdigit() or int(port) not in ports:
-                allowed = " ".join(sorted(listens))
-                raise _refusal(app, source, directive, f"listen {args[0]} is no port of the app; its listeners are: {allowed}")
-            if {"default_server", "default"} & set(args[1:]):
-                raise _refusal(app, source, directive, "default_server: unknown hosts get the default-site property's answer")
+            _vet_listen(app, source, directive, ports, listens)
         elif name == "server_name":
             for word in args:
                 if word.lower() not in domains:
@@ -59,6 +77,45 @@ def vet_template(
         else:
             _vet_include(app, source, directive, own)
     return f"app {app}: {source}:{problem}" if problem else None
+
+
+def http_variables(text: str) -> set[str]:
+    """The variables that a vhost, or a snippet for http level, makes for the whole of nginx.
+
+    Of two that make one, nginx takes the last and says nothing: it would answer for the other app too.
+    """
+    found: set[str] = set()
+    depth, words = 0, list[str]()
+    for match in _TOKEN.finditer(text):
+        word = match["word"]
+        if word not in (";", "{", "}"):
+            words += [word.strip("\"'")] if word and not depth else []
+            continue
+        if not depth and (variable := made_variable(words)):
+            found.add(variable)
+        depth = max(0, depth + (word == "{") - (word == "}"))
+        words = []
+    return found
+
+
+def made_variable(words: Sequence[str]) -> str:
+    """The variable that a directive at http level makes, without its sign; empty: none."""
+    if len(words) < 2 or words[0] not in _MAKES_VARIABLES:
+        return ""
+    return words[_MAKES_VARIABLES[words[0]]].lstrip("$").lower()
+
+
+def _vet_listen(app: str, source: str, directive: Mapping[str, Any], ports: Collection[int], listens: Collection[str]) -> None:
+    address, *options = directive["args"] or [""]
+    port = address.rpartition(":")[2]
+    if address.startswith("unix:") or address not in listens or not port.isdigit() or int(port) not in ports:
+        allowed = " ".join(sorted(listens))
+        raise _refusal(app, source, directive, f"listen {address} is no port of the app; its listeners are: {allowed}")
+    for option in options:
+        if option in ("default_server", "default"):
+            raise _refusal(app, source, directive, "default_server: unknown hosts get the default-site property's answer")
+        if option.partition("=")[0] not in _SOCKET_OPTIONS:
+            raise _refusal(app, source, directive, f"listen {address} {option} would hold for every app on this port")
 
 
 def _vet_include(app: str, source: str, directive: Mapping[str, Any], own: Collection[str]) -> None:
@@ -78,7 +135,7 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], str]:
     except Exception as why:  # whatever a parser of hostile text raises, nginx judges next
         return [], f"1: {why}"
     errors = [f"{e.get('line') or 1}: {str(e['error']).partition(' in /')[0]}" for e in payload["errors"]]
-    return [d for config in payload["config"] for d in _flat(config["parsed"])], errors[0] if errors else ""
+    return [d for config in payload["config"] for d in config["parsed"]], errors[0] if errors else ""
 
 
 def _flat(directives: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

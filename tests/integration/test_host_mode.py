@@ -251,3 +251,53 @@ def test_setup_refuses_while_routers_own_nginx_runs(host: Host, free_port: Calla
         is_as_before(host, text)
     finally:
         host.done("proxy:stop")
+
+
+#: What stands in the host's own http block, a template that chooses the same name, and what nginx says.
+HOSTS_OWN = "limit_req_zone $uri zone=shared:1m rate=99r/s;\nlog_format short '$host';\nupstream backend { server 127.0.0.1:1; }\n"
+COLLISIONS = {
+    "zone": ("limit_req_zone $uri zone=shared:2m rate=99r/s;", 'shared memory zone "shared" conflicts with already declared size'),
+    "format": ("log_format short '$uri';", 'duplicate "log_format" name "short"'),
+    "upstream": ("upstream backend { server 127.0.0.1:2; }", 'duplicate upstream "backend"'),
+}
+TEMPLATE = """{outside}
+server {{ listen 127.0.0.1:{port}; server_name {{{{ domains | join(" ") }}}}; return 200 own; }}
+"""
+
+
+@pytest.mark.timeout(120)
+def test_what_collides_with_the_hosts_own_configuration_is_bisected_to_its_app(host: Host) -> None:
+    host.write_conf("own", HOSTS_OWN + "map $uri $answer { default of-the-host; }\n")
+    host.done("setup", "--nginx-conf", host.conf)
+    host.done("reconcile")
+    for name, (outside, words) in COLLISIONS.items():
+        own = host.write("apps/blog/nginx.conf.j2", TEMPLATE.format(outside=outside, port=host.port))
+        for app in ("blog", "shop"):
+            host.write(f"apps/{app}/DOMAINS", f"{app}.test\n{name}.{app}.test\n")
+        result = host("reconcile")
+        assert result.code == 9 and words in result.err and "app blog: nginx did not take the change up" in result.err, result
+        assert [each["app"] for each in host("status", "--format", "json").json["stale"]] == ["blog"]
+        assert (host.get("blog.test").body, host.get(f"{name}.shop.test").body) == ("blog", "shop")
+        assert host.get(f"{name}.blog.test").body == host.get("nobody.test").body == "the host's own site"
+        own.unlink()
+        host.done("reconcile")
+        assert host.get(f"{name}.blog.test").body == "blog"
+    host.write("apps/blog/nginx.conf.j2", TEMPLATE.format(outside="map $host $answer { default of-blog; }", port=host.port))
+    result = host("reconcile")
+    assert result.code == 4 and "$answer is made by the host's own nginx" in result.err, result
+
+
+def test_while_the_hosts_nginx_is_stopped_what_collides_with_it_is_found(host: Host) -> None:
+    assert host.master
+    os.kill(host.master, signal.SIGTERM)
+    until(lambda: host.master is None)
+    host.write_conf("own", HOSTS_OWN)
+    host.done("setup", "--nginx-conf", host.conf)
+    host.done("reconcile")
+    host.write("apps/blog/nginx.conf.j2", TEMPLATE.format(outside=COLLISIONS["format"][0], port=host.port))
+    host.write("apps/shop/DOMAINS", "shop.test\nnew.shop.test\n")
+    result = host("reconcile")
+    assert result.code == 8 and COLLISIONS["format"][1] in result.err and "app blog" in result.err, result
+    assert "saved, proxy is stopped" in result.err, result
+    host.systemctl_start()
+    assert (host.get("blog.test").body, host.get("new.shop.test").body) == ("blog", "shop")

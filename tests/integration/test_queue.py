@@ -3,91 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import ROUTER, until
+from .callers import IN_TURN, callers, together
+from .conftest import until
 
 if TYPE_CHECKING:
     from .conftest import Live
-
-#: Starts the commands of its arguments at once, waits for all, and says how each ended.
-MANY = """
-import json, subprocess, sys
-router, *commands = sys.argv[1:]
-pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-running = [subprocess.Popen([router, *json.loads(c), "--lock-timeout", "150"], **pipes) for c in commands]
-print(json.dumps([[*p.communicate(), p.returncode] for p in running]))
-"""
-#: The same, one after the other.
-IN_TURN = MANY.replace("running = [", "running = (").replace("for c in commands]", "for c in commands)")
-
-
-class Callers:
-    """Processes that give several commands each."""
-
-    def __init__(self, live: Live, script: str, commands: list[list[list[str]]]) -> None:
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", script, str(ROUTER), *map(json.dumps, own)],
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "ROUTER_ROOT": str(live.paths.root)},
-            )
-            for own in commands
-        ]
-
-    def results(self) -> list[tuple[int, str, str]]:
-        """(exit code, stdout, stderr) of each command."""
-        found = []
-        for process in self.processes:
-            out, _ = process.communicate(timeout=150)
-            assert process.returncode == 0
-            found += [(code, said, err) for said, err, code in json.loads(out)]
-        return found
-
-    def end(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            assert process.stdout
-            process.stdout.close()
-            process.wait(10)
-
-
-@contextmanager
-def callers(live: Live, script: str, commands: list[list[list[str]]]) -> Iterator[Callers]:
-    running = Callers(live, script, commands)
-    try:
-        yield running
-    finally:
-        running.end()
-
-
-def together(live: Live, commands: list[list[list[str]]]) -> list[tuple[int, str, str]]:
-    """The results of commands that were all in the queue before the first of them was taken."""
-    number = sum(map(len, commands))
-    missing = ""
-    with live.locked(), ExitStack() as cleanup:
-        running = cleanup.enter_context(callers(live, MANY, commands))
-        try:
-            until(lambda: live.queued() == number, 120, f"a queue of {number}")
-        except AssertionError as why:
-            missing = f"{why}; there were {live.queued()}"
-        outlasting = cleanup.pop_all()
-    with outlasting:
-        results = running.results()
-    assert not missing, f"{missing}: {[r for r in results if r[0] != 0]}"
-    return results
 
 
 @pytest.fixture

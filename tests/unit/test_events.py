@@ -1,47 +1,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from nginx_router.errors import Conflict, NotFound, UsageProblem
-from nginx_router.events import Edit, Event, reduce, set_key
-from nginx_router.model import App, Texts, parse_app
+from nginx_router.events import Edit, Event, reduce
+from nginx_router.model import parse_app
+from nginx_router.tomltext import set_key
 from nginx_router.upstreams import endpoint_lines
 
-
-class World:
-    """Apps as texts, and nothing else: what `reduce` looks at."""
-
-    def __init__(self, apps: Mapping[str, Texts], config: str = "", global_domains: str = "") -> None:
-        self.apps, self.config, self.global_domains = dict(apps), config, global_domains
-
-    def texts(self, app: str) -> Texts | None:
-        return self.apps.get(app)
-
-    def parse(self, app: str, texts: Texts) -> App:
-        return parse_app(app, texts)
-
-    def names(self) -> list[str]:
-        return sorted(self.apps)
-
-    @property
-    def owners(self) -> dict[str, str]:
-        return {d: name for name, texts in self.apps.items() for d in parse_app(name, texts).domains}
-
-    def apply(self, action: str, app: str | None, **args: Any) -> Edit:
-        edit = reduce(Event(action, app, args), self)
-        for name, texts in edit.apps.items():
-            if texts is None:
-                self.apps.pop(name)
-            else:
-                parse_app(name, texts)
-                self.apps[name] = texts
-        self.config = self.config if edit.config is None else edit.config
-        self.global_domains = self.global_domains if edit.global_domains is None else edit.global_domains
-        return edit
+from ..conftest import World
 
 
 @pytest.fixture
@@ -419,6 +389,7 @@ def test_events_survive_json() -> None:
         ("[nginx]\na = 1\n# why\n", ("nginx", "a", None), "[nginx]\n# why\n"),
         ("[nginx]\na = 1\n", ("nginx", "a", None), ""),
         ("[nginx]\na = 1\n", ("count", "web", None), "[nginx]\na = 1\n"),
+        ("a.b = 1", ("", "locked", "x"), 'a.b = 1\nlocked = "x"\n'),
         ("[nginx]\na = 1\n", ("", "ports", ["http"]), 'ports = ["http"]\n\n[nginx]\na = 1\n'),
     ],
 )

@@ -1,0 +1,241 @@
+"""What the holder of the host lock does: take all that waits, find out what fits together, and tell everybody.
+
+One generation is tried with all of it.  If nginx does not take that, the unit that it names is tried for itself, or the
+units are halved, until each is served or known to be what nginx refuses: the others never pay for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import faults
+from .candidate import Applied
+from .errors import Busy, NginxRejected, NotPermitted, ProxyDown, ReloadFailed, RouterError, StateCorrupt
+from .events import Event
+from .fitting import Batch, Unit, explain, suspects
+from .model import Tables
+from .queue import Queue, Submission
+from .settings import Paths
+from .store import Store
+from .transaction import Done, Transaction
+
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Try:
+    """Units that one generation is tried with."""
+
+    units: Sequence[Unit]
+    blamed: Exception | None = None  # what nginx said, with these units and `beside` in one generation, of these
+    beside: Sequence[Unit] = ()
+
+
+class Leader:
+    """One turn of the host lock."""
+
+    def __init__(self, paths: Paths, tables: Tables, told: dict[str, list[Answer]] | None = None) -> None:
+        self.transaction = Transaction(paths, tables)
+        self._store, self._queue = Store(paths), Queue(paths.queue)
+        self._log_file = paths.log / "router.log"
+        self._answers: dict[str, dict[int, Answer]] = {}
+        self._told = {} if told is None else told  # what this process asked and no disk had room to answer
+        self._waiting: dict[str, Submission] = {}
+
+    def run(self) -> None:
+        """Mend what a crash left, then answer everything that waits."""
+        for ident, answers in self.transaction.recover().items():
+            self._answers[ident] = {int(place): answer for place, answer in answers.items()}
+        while submissions := self._queue.take():
+            faults.step("taken")
+            for submission in submissions:
+                self._waiting[submission.id] = submission
+                self._answers.setdefault(submission.id, {})
+            self._settle([unit for s in submissions for unit in self._units(s)])
+            for submission in submissions:
+                self._hand_out(submission.id)
+
+    def _units(self, submission: Submission) -> list[Unit]:
+        events = [(n, e) for n, e in enumerate(submission.events) if n not in self._answers[submission.id]]
+        if not events:
+            return []
+        groups = [[pair] for pair in events] if submission.independent else [events]
+        return [Unit(submission.id, submission.command, tuple(group)) for group in groups]
+
+    def _settle(self, units: Sequence[Unit]) -> None:
+        """Answer all `units`: those that fit together by one generation, the others by what is wrong with them."""
+        # a list, no recursion: of a thousand apps each may be broken
+        tries = [_Try(units)]
+        while tries:
+            tries[:0] = self._try(tries.pop(0))
+
+    def _try(self, a: _Try) -> list[_Try]:
+        """Make a generation of units and answer those that it settles; what is to be tried next, for the others."""
+        if not a.units:
+            return []
+        if a.blamed is not None and all(map(self._is_served, a.beside)):
+            # all others are served, so it is these: what they would come to is what was tried already
+            return self._fail(a.units, a.blamed)
+        try:
+            batch = Batch(self.transaction.candidate())
+        except RouterError as why:
+            return self._fail(a.units, why)
+        failed = batch.fill(a.units)
+        if batch.units:
+            try:
+                notes = self.transaction.bring_up(batch.candidate, _command(batch))
+                done = self.transaction.apply(batch.candidate, _command(batch), lambda done: _answers(batch, done))
+                done = replace(done, notes=notes)
+            except Exception as why:
+                # what did not fit beside the others may fit when some of them are not there
+                return [*self._divide(batch, why), _Try([unit for unit, _ in failed])]
+        for unit, problem in failed:
+            self._fail([unit], problem)
+        if batch.units:
+            self._succeed(batch, done)
+        return []
+
+    def _divide(self, batch: Batch, why: Exception) -> list[_Try]:
+        """Find out which unit a failure belongs to: what is to be tried in place of `batch`."""
+        units = batch.units
+        apps = suspects(batch.candidate, why)
+        explain(batch.candidate, why)
+        if len(units) == 1 or _is_of_the_host(why):
+            return self._fail(units, why)
+        named = batch.touching(apps)
+        others = [unit for unit in units if unit not in named]
+        if named and others:
+            # a port that another program has is nobody else's doing, and each try of it takes nginx 2.5 s
+            beside = [] if " bind() to " in str(why) else others
+            return [_Try(others), _Try(named, why if len(named) == 1 else None, beside)]
+        half = len(units) // 2
+        return [_Try(units[:half]), _Try(units[half:])]
+
+    def _is_served(self, unit: Unit) -> bool:
+        answers = self._answers[unit.submission]
+        return all(place in answers and "error" not in answers[place] for place, _ in unit.events)
+
+    def _fail(self, units: Sequence[Unit], why: Exception) -> list[_Try]:
+        if not isinstance(why, RouterError | OSError):
+            self._log(why)
+        for unit in units:
+            for place, event in unit.events:
+                error = _error(why, event, self._log_file)
+                self._answers[unit.submission][place] = {"error": error, "app": event.app}
+                if event.action == "take-up" and event.app and _is_of_the_app(why):
+                    with contextlib.suppress(OSError):
+                        self._store.mark_stale({event.app: {"problem": error["message"], "exit": error["exit"]}})
+            self._hand_out(unit.submission)
+        return []
+
+    def _succeed(self, batch: Batch, done: Done) -> None:
+        for ident, answers in _answers(batch, done).items():
+            self._answers[ident] |= {int(place): answer for place, answer in answers.items()}
+        self._hand_out_all(batch.units)
+        faults.step("answered")
+        # this one is served: what cannot be tidied now is tidied after a later change
+        with contextlib.suppress(RouterError, OSError):
+            self.transaction.settled(int(batch.candidate.settings.get("generations-keep")))
+        with contextlib.suppress(OSError):
+            if served := {name: None for applied in batch.applied for a in applied for name in a.edit.apps}:
+                self._store.mark_stale(served)
+
+    def _hand_out_all(self, units: Sequence[Unit]) -> None:
+        failed: OSError | None = None
+        for ident in dict.fromkeys(u.submission for u in units):
+            try:
+                self._hand_out(ident)
+            except OSError as why:
+                failed = failed or why
+        if failed is not None:
+            raise failed  # the intent stays: the next holder of the lock finds the answers in the manifest
+
+    def _hand_out(self, ident: str) -> None:
+        submission = self._waiting[ident]
+        answers = self._answers[ident]
+        if len(answers) != len(submission.events):
+            return
+        whole = [answers[n] for n in range(len(submission.events))]
+        try:
+            self._queue.answer(ident, whole)
+        except OSError:
+            self._store.free_reserve()
+            try:
+                self._queue.answer(ident, whole)
+            except OSError:
+                if submission.pid != os.getpid():
+                    raise
+                self._queue.drop(ident)
+                self._told[ident] = whole
+
+    def _log(self, why: Exception) -> None:
+        with contextlib.suppress(OSError), self._log_file.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} under the host lock\n")
+            file.write("".join(traceback.format_exception(why)))
+
+
+def _command(batch: Batch) -> str:
+    return "; ".join(dict.fromkeys(unit.command for unit in batch.units))
+
+
+def _answers(batch: Batch, done: Done) -> dict[str, dict[str, Answer]]:
+    """What each asker of the batch is told; those who share the reload count it once, where the first of them asked."""
+    told: dict[str, dict[str, Answer]] = {}
+    for unit, applied in zip(batch.units, batch.applied, strict=True):
+        for (place, _), one in zip(unit.events, applied, strict=True):
+            # its words, for the journal line of one that is killed before it wrote its own
+            told.setdefault(unit.submission, {})[str(place)] = {**_answer(one, done), "command": unit.command}
+            done = done.shared() if one.kind != "nothing" else replace(done, notes=())
+    return told
+
+
+def _answer(applied: Applied, done: Done) -> Answer:
+    return {
+        "app": applied.event.app,
+        "generation": done.number,
+        "serving": done.serving,
+        "kind": applied.kind,
+        "notes": [*done.notes, *applied.edit.notes],
+        "answer": dict(applied.edit.answer),
+        "reloads": done.reloads if applied.kind != "nothing" else 0,
+        "closed_connections": done.closed if applied.kind != "nothing" else 0,
+        "old_workers": [list(pair) for pair in done.old_workers],
+        "seconds": round(done.seconds, 6),
+    }
+
+
+def _is_of_the_host(why: Exception) -> bool:
+    """Whether none of the units is to blame: fewer of them would fail alike, or cost nginx another reload that kills it."""
+    if isinstance(why, OSError):
+        return why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    if isinstance(why, ReloadFailed):
+        return not why.is_of_the_configuration
+    return isinstance(why, ProxyDown | StateCorrupt)
+
+
+def _is_of_the_app(why: Exception) -> bool:
+    """Whether a failure is the app's own doing, so that its directory is stale; a full disk or a dead nginx is not."""
+    if isinstance(why, ReloadFailed):
+        return why.is_of_the_configuration
+    return isinstance(why, RouterError) and not isinstance(why, ProxyDown | StateCorrupt | Busy | NotPermitted)
+
+
+def _error(why: Exception, event: Event, log: Path) -> dict[str, Any]:
+    if not isinstance(why, RouterError | OSError):
+        return {"exit": 1, "message": f"unexpected {type(why).__name__}: {why}", "hint": f"the traceback is in {log}", "app": event.app}
+    if isinstance(why, OSError):
+        path = f" ({why.filename})" if why.filename else ""
+        code, message = 14 if isinstance(why, PermissionError) else 1, f"{why.strerror or why}{path}"
+        return {"exit": code, "message": message, "hint": "", "app": event.app}
+    message = why.message
+    if event.app and isinstance(why, ReloadFailed | NginxRejected) and f"app {event.app}" not in message:
+        message = f"app {event.app}: {message}"
+    return {"exit": why.exit_code, "message": message, "hint": why.hint, "app": why.app or event.app}
