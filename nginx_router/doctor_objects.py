@@ -6,31 +6,32 @@ import contextlib
 import hashlib
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from . import proxy
 from .errors import RouterError, StateCorrupt
+from .files import write_atomic
 from .findings import Finding, Look, ok, problem, some, warning
-from .generations import Generations, objects_in, objects_of
-from .model import Entry, Facts
+from .generations import Generations, objects_in
+from .remaking import remake
 
 #: How old an object is before it counts as left: a change under way writes some before a generation names them.
 _OLD = 60.0
+
+#: What is wrong with a generation whose files can be read.
+_CHANGED = "it is not what its digest says"
 
 
 def generations(look: Look) -> Iterator[Finding]:
     """Whether each generation is what it was when it was made, and follows from one that is there."""
     kept = look.router.generations
     numbers = kept.numbers()
-    bad = [n for n in numbers if not _is_whole(kept, n)]
-    if bad:
-        mine = look.index is not None and look.index.number in bad
-        among = " (the current one is among them)" if mine else ""
-        yield problem(
-            f"generations were changed or cannot be read: {some([str(n) for n in bad])}{among}",
-            "restore them from a backup" if mine else f"rm -r {kept.directory(bad[0])}: it cannot be rolled back to",
-        )
+    bad = {n: why for n in kept.directories() if (why := _wrong_with(kept, n))}
+    for number, why in bad.items():
+        yield _of_bad(look, number, why)
     ahead = [n for n in numbers if look.index is not None and n > look.index.number]
     if ahead:
         yield warning(
@@ -50,7 +51,7 @@ def objects(look: Look) -> Iterator[Finding]:
     """Whether every object that nginx reads is what its name says: one that is not keeps it from starting, or serves what nobody wrote."""
     if look.index is None:
         return
-    wrong = {name: bad for name, entry in look.index.apps.items() if (bad := _wrong(look, entry))}
+    wrong = look.router.generations.damaged(look.index)
     for name, bad in wrong.items():
         what = "; ".join(f"objects/{sha[:12]}… {why}" for sha, why in bad.items())
         yield problem(
@@ -70,6 +71,28 @@ def unnamed(look: Look) -> Iterator[Finding]:
         yield warning(f"{len(found)} objects ({size >> 10} KiB) belong to no generation", mend=lambda: _sweep(look))
 
 
+def rewrite(look: Look) -> str:
+    """Write router.conf and nginx.conf of the current generation again: its digest proves that they are what they were.
+
+    Raises:
+        StateCorrupt: they would be others.
+    """
+    kept = look.router.generations
+    with look.router.locked():
+        index = look.router.index()
+        assert index is not None
+        files = look.router.rehearsal().stage_files(index)
+        state = (kept.directory(index.number) / "state.json").read_bytes()
+        if hashlib.sha256(files["router.conf"].encode(errors="surrogateescape") + state).hexdigest() != kept.manifest(index.number).digest:
+            raise StateCorrupt(
+                f"generation {index.number} cannot be made again: its state, or what renders it, is another",
+                hint="the next change makes a new one, for instance: router domains:add APP NAME",
+            )
+        for name, text in files.items():
+            write_atomic(kept.directory(index.number) / name, text.encode(errors="surrogateescape"))
+    return f"{' and '.join(files)} of generation {index.number} were written again, as they were"
+
+
 def newest_good(kept: Generations) -> int | None:
     """The newest generation of which nothing is missing or changed."""
     for number in reversed(kept.numbers()):
@@ -79,33 +102,50 @@ def newest_good(kept: Generations) -> int | None:
     return None
 
 
+def _of_bad(look: Look, number: int, why: str) -> Finding:
+    """A generation that is not what it was, and what is left of it to go by."""
+    kept = look.router.generations
+    what = f"generation {number} was changed or cannot be read: {why}"
+    if look.index is not None and look.index.number == number:
+        if why.startswith("manifest.json"):
+            return problem(what, mend=lambda: _remake_manifest(look, number))
+        return problem(f"{what} (it is the current one)", "router doctor --fix, else restore it from a backup", lambda: rewrite(look))
+    fix = f"rm -r {kept.directory(number)}: it cannot be rolled back to"
+    if why.startswith("manifest.json"):
+        return problem(what, fix, lambda: _remake_manifest(look, number))
+    # what is another than it was may be what a person wants to look at; what cannot be read is of use to nobody
+    return problem(what, fix, None if why == _CHANGED else lambda: _remove(look, number))
+
+
+def _remake_manifest(look: Look, number: int) -> str:
+    with look.router.locked():
+        kept = look.router.generations
+        kept.remake_manifest(number)
+    return f"manifest.json of generation {number} was made again; the command that made it is not known any more"
+
+
+def _remove(look: Look, number: int) -> str:
+    with look.router.locked():
+        shutil.rmtree(look.router.generations.directory(number))
+    return f"generation {number} was removed: nothing could be rolled back to it"
+
+
 def _remake(look: Look, name: str, bad: Iterable[str]) -> str:
     """Make objects again: from the app's state, else from its directory; what has another hash then is not it."""
     kept = look.router.generations
     with look.router.locked():
         index = look.router.index()
-        entry = index.apps.get(name) if index else None
-        if entry is None:
+        if index is None or name not in index.apps:
             return "the app is gone"
-        try:
-            texts, facts = kept.app_state(entry)
-        except StateCorrupt:
-            texts, facts = look.router.store.texts(name) or {}, Facts()
-        rendered = look.router.rehearsal().render(name, texts, facts)
-        made = {
-            hashlib.sha256(data).hexdigest(): data
-            for data in (rendered.state, rendered.vhost, *(data for _, data in rendered.includes.values()))
-        }
-        for sha in bad:
-            if sha not in made:
-                raise StateCorrupt(
-                    f"object {sha[:12]}… of app {name} cannot be made again: its files or the settings changed since",
-                    hint=f"restore {kept.object_path(sha)} from a backup, or change the app and: router reconcile {name}",
-                )
-        for sha in bad:
-            kept.object_path(sha).unlink(missing_ok=True)
-            kept.put(made[sha])
-    return f"made again from the files of {name}"
+        for sha in remake(look.router.rehearsal(), {name: bad}).get(name, ()):
+            raise StateCorrupt(
+                f"object {sha[:12]}… of app {name} cannot be made again: its files or the settings changed since",
+                hint=f"restore {kept.object_path(sha)} from a backup, or change the app and: router reconcile {name}",
+            )
+        if look.router.plane().master() is None or index.apps[name].state in bad:
+            return f"made again from the files of {name}"
+    proxy.reload(look.router)  # it may have read the other bytes
+    return f"made again from the files of {name}, and nginx was reloaded"
 
 
 def _sweep(look: Look) -> str:
@@ -117,24 +157,26 @@ def _sweep(look: Look) -> str:
 
 
 def _is_whole(kept: Generations, number: int) -> bool:
+    return not _wrong_with(kept, number)
+
+
+def _wrong_with(kept: Generations, number: int) -> str:
+    """What is wrong with a generation; nothing where it is what it was."""
+    directory = kept.directory(number)
+    try:
+        index = kept.index(number)
+    except RouterError as why:
+        return f"state.json: {why.message.rpartition('state.json: ')[2]}"
     try:
         manifest = kept.manifest(number)
-        kept.index(number)
-        directory = kept.directory(number)
+    except RouterError as why:
+        return f"manifest.json: {why.message.rpartition('manifest.json: ')[2]}"
+    try:
         both = (directory / "router.conf").read_bytes() + (directory / "state.json").read_bytes()
-        return manifest.generation == number and hashlib.sha256(both).hexdigest() == manifest.digest
-    except (RouterError, OSError):
-        return False
-
-
-def _wrong(look: Look, entry: Entry) -> dict[str, str]:
-    found = {}
-    for sha in objects_of(entry):
-        try:
-            look.router.generations.object(sha)
-        except StateCorrupt as why:
-            found[sha] = "is missing" if why.message.endswith("missing") else "was changed"
-    return found
+    except OSError as why:
+        return f"router.conf: {why.strerror}"
+    is_it = manifest.generation == index.number == number and hashlib.sha256(both).hexdigest() == manifest.digest
+    return "" if is_it else _CHANGED
 
 
 def _unnamed(look: Look) -> list[str]:
@@ -148,8 +190,8 @@ def _unnamed(look: Look) -> list[str]:
         except RouterError:
             return []  # what it names is not known
     with os.scandir(look.paths.objects) as there:
-        old = time.time() - _OLD
-        return sorted(e.name for e in there if _is_hash(e.name) and e.name not in named and e.stat().st_mtime < old)
+        now = time.time()  # one of the future is old too: the clock went back
+        return sorted(e.name for e in there if _is_hash(e.name) and e.name not in named and abs(now - e.stat().st_mtime) > _OLD)
 
 
 def _is_hash(name: str) -> bool:

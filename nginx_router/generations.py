@@ -15,8 +15,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,23 @@ class Index:
     global_domains: str  # DOMAINS
     facts: HostFacts
     apps: Mapping[str, Entry]
+    root: str = ""  # where it was made: its files name others there by absolute paths; empty: not known
+    released: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # domain -> the app that let go of it lately, and when
+    live: str = ""  # the version of the routes that nginx has of it; empty: endpoint changes reload
+
+    def is_of(self, root: Path) -> bool:
+        """Whether it was made in `root`; a root that was copied or moved holds generations of another place."""
+        return self.root in ("", str(root))
 
     @property
     def owners(self) -> dict[str, str]:
         """Domain -> app."""
         return {d: name for name, entry in self.apps.items() for d in entry.domains}
+
+    @property
+    def routes(self) -> dict[str, str]:
+        """Where requests go, of what changes without a reload."""
+        return {name: line for entry in self.apps.values() for name, line in entry.routes}
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for state.json."""
@@ -55,6 +69,9 @@ class Index:
             "DOMAINS": self.global_domains,
             "facts": self.facts.as_json(),
             "apps": {name: vars(entry) for name, entry in sorted(self.apps.items())},
+            "root": self.root,
+            "live": self.live,
+            "released": {domain: list(was) for domain, was in sorted(self.released.items())},
         }
 
 
@@ -97,7 +114,9 @@ class Generations:
                 hint=f"ln -s generations/{newest.name} {self.paths.current}, then router reconcile --all",
             ) from None
         except OSError:
-            target = "itself: no link"
+            raise StateCorrupt(
+                f"{self.paths.current} is no link to a generation", hint=f"move it away, then: ln -s generations/N {self.paths.current}"
+            ) from None
         name = Path(target).name
         if not name.isdigit() or not (self.paths.generations / name / "state.json").is_file():
             raise StateCorrupt(
@@ -120,9 +139,31 @@ class Generations:
         """
         raw = self._json(number, "state.json")
         try:
-            apps = {name: Entry(**(e | {k: tuple(e[k]) for k in ("domains", "ports", "objects")})) for name, e in raw["apps"].items()}
-            return Index(raw["generation"], raw["probe"], raw["router.toml"], raw["DOMAINS"], HostFacts.from_json(raw["facts"]), apps)
-        except (KeyError, TypeError, AttributeError) as why:
+            apps = {
+                # what an earlier version wrote lacks the variables
+                name: Entry(
+                    **(
+                        e
+                        | {k: tuple(e.get(k, ())) for k in ("domains", "ports", "objects", "variables", "pool")}
+                        | {"routes": tuple((process, line) for process, line in e.get("routes", ()))}
+                    )
+                )
+                for name, e in raw["apps"].items()
+            }
+            facts = HostFacts.from_json(raw["facts"])
+            released = {domain: (app, when) for domain, (app, when) in raw.get("released", {}).items()}
+            return Index(
+                raw["generation"],
+                raw["probe"],
+                raw["router.toml"],
+                raw["DOMAINS"],
+                facts,
+                apps,
+                raw.get("root", ""),
+                released,
+                raw.get("live", ""),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as why:
             raise self._corrupt(number, "state.json", repr(why)) from None
 
     def manifest(self, number: int) -> Manifest:
@@ -142,6 +183,13 @@ class Generations:
         """Every generation that is kept, oldest first."""
         try:
             return sorted(int(p.name) for p in self.paths.generations.iterdir() if p.name.isdigit() and (p / "state.json").exists())
+        except FileNotFoundError:
+            return []
+
+    def directories(self) -> list[int]:
+        """The numbers of all directories of generations, those too that hold no state.json any more."""
+        try:
+            return sorted(int(p.name) for p in self.paths.generations.iterdir() if p.name.isdigit() and p.is_dir())
         except FileNotFoundError:
             return []
 
@@ -192,6 +240,24 @@ class Generations:
         except FileNotFoundError:
             return False
 
+    def damaged(self, index: Index, *, is_read_by_nginx: bool = False) -> dict[str, dict[str, str]]:
+        """The objects of each app that are gone or not what their names say, and which of the two.
+
+        `is_read_by_nginx`: without the states, which only a change reads.
+        """
+        found: dict[str, dict[str, str]] = {}
+        for name, entry in index.apps.items():
+            for sha in objects_of(entry):
+                if is_read_by_nginx and sha == entry.state:
+                    continue
+                try:
+                    with open(f"{self.paths.objects}/{sha}", "rb", buffering=0) as file:  # noqa: PTH123 - no Path: thousands a reload
+                        if hashlib.sha256(file.readall()).hexdigest() != sha:
+                            found.setdefault(name, {})[sha] = "was changed"
+                except OSError:
+                    found.setdefault(name, {})[sha] = "is missing"
+        return found
+
     def stage(self, number: int, files: Mapping[str, str]) -> None:
         """Write the directory of generation `number`; nothing points to it yet."""
         final = self.directory(number)
@@ -210,6 +276,32 @@ class Generations:
         fresh.rename(final)
         sync_directory(final.parent)
 
+    def remake_manifest(self, number: int) -> None:
+        """Write the manifest of generation `number` again: what it brought is what its state has and the one before has not.
+
+        Raises:
+            NotFound: there is no such generation.
+            StateCorrupt: its state, or that of the one before, cannot be read.
+        """
+        index, directory = self.index(number), self.directory(number)
+        parent = max((n for n in self.numbers() if n < number), default=None)
+        before = self.index(parent) if parent is not None else None
+        was, has = (objects_in(before) if before else set()), objects_in(index)
+        apps = before.apps if before else {}
+        made = datetime.fromtimestamp((directory / "state.json").stat().st_mtime, UTC)
+        manifest = Manifest(
+            generation=number,
+            parent=parent,
+            time=made.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            command="(not known: its manifest was damaged)",
+            apps=tuple(sorted(name for name in {*apps, *index.apps} if apps.get(name) != index.apps.get(name))),
+            added=tuple(sorted(has - was)),
+            removed=tuple(sorted(was - has)),
+            digest=hashlib.sha256((directory / "router.conf").read_bytes() + (directory / "state.json").read_bytes()).hexdigest(),
+            submissions={},
+        )
+        write_atomic(directory / "manifest.json", json.dumps(asdict(manifest)).encode())
+
     def commit(self, number: int) -> None:
         """Make generation `number` the current one, by one rename.
 
@@ -224,11 +316,18 @@ class Generations:
             return
         with contextlib.suppress(FileNotFoundError):
             self.paths.current.unlink()
+            sync_directory(self.paths.root)
 
     def discard(self, number: int, objects: Iterable[str]) -> None:
-        """Remove a generation that did not come to serve, and the `objects` that it brought."""
-        for sha in objects:
-            self.object_path(sha).unlink(missing_ok=True)
+        """Remove a generation that did not come to serve, and the `objects` that it brought.
+
+        What the current one names stays: a root that was restored from a backup has a current generation that the intent
+        of a killed command knew nothing of.
+        """
+        with contextlib.suppress(StateCorrupt, NotFound):  # what is named is not known then: nothing goes
+            current = self.current()
+            for sha in set(objects) - (objects_in(current) if current else set()):
+                self.object_path(sha).unlink(missing_ok=True)
         shutil.rmtree(self.directory(number), ignore_errors=True)
 
     def prune(self, keep: int) -> list[int]:
@@ -246,16 +345,24 @@ class Generations:
         if not gone:
             return []
         kept = [n for n in numbers if n not in gone]
-        manifests = {n: self.manifest(n) for n in numbers}
-        # an object leaves the chain in the generation after the last that names it, and may have come back later
-        unnamed = {sha for n in numbers if n <= kept[0] for sha in manifests[n].removed}
-        # generations that go but lie behind the first that stays count too: what they brought may still be named later
-        named = {sha for n in numbers if n > kept[0] for sha in manifests[n].added} | objects_in(self.index(kept[0]))
-        for sha in unnamed - named:
+        for sha in self._only_in(gone, kept):
             self.object_path(sha).unlink(missing_ok=True)
         for n in gone:
             shutil.rmtree(self.directory(n), ignore_errors=True)
         return gone
+
+    def _only_in(self, gone: Sequence[int], kept: Sequence[int]) -> set[str]:
+        """The objects that generations in `gone` name and none in `kept`."""
+        numbers = sorted([*gone, *kept])
+        manifests = {n: self.manifest(n) for n in numbers}
+        if any(manifests[newer].parent != older for older, newer in pairwise(numbers)):
+            # somebody changed `current` by hand or removed a generation: what came and went is not what lies between the two
+            named = {n: objects_in(self.index(n)) for n in numbers}
+            return set().union(*(named[n] for n in gone)) - set().union(*(named[n] for n in kept))
+        # an object leaves the chain in the generation after the last that names it, and may have come back later
+        unnamed = {sha for n in numbers if n <= kept[0] for sha in manifests[n].removed}
+        # generations that go but lie behind the first that stays count too: what they brought may still be named later
+        return unnamed - {sha for n in numbers if n > kept[0] for sha in manifests[n].added} - objects_in(self.index(kept[0]))
 
     def _json(self, number: int, name: str) -> dict[str, Any]:
         path = self.directory(number) / name

@@ -1,10 +1,14 @@
-"""kill -9 at each step of a change, and of nginx itself: the next command finds everything old or everything new, and goes on."""
+"""Signals at each step of a change, to the command and to nginx: the next one finds everything old or everything new, and goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +16,17 @@ import pytest
 from nginx_router.faults import STEPS
 from nginx_router.processes import is_alive
 
-from .conftest import until
+from .conftest import NGINX, until
 
 if TYPE_CHECKING:
     from .conftest import Live
 
 COMMIT = STEPS.index("committed")
+
+#: The steps on both sides of the commit; all of them in the slow suite.
+some_or_all = pytest.mark.parametrize(
+    "steps", [("queued", "files", "committed"), pytest.param(STEPS, marks=pytest.mark.slow)], ids=["some steps", "all steps"]
+)
 
 
 def killed(live: Live, step: str, *argv: object) -> None:
@@ -66,13 +75,32 @@ def test_a_command_killed_at_any_step_leaves_old_or_new_and_the_next_repairs(two
         assert live.get(new).body == "blog"
 
 
-@pytest.mark.timeout(120)
-def test_a_rename_killed_at_any_step_leaves_one_app_under_one_name(two_apps: Live) -> None:
+@some_or_all
+@pytest.mark.timeout(300)
+def test_a_command_that_is_told_to_end_at_any_step_does_all_of_it_or_nothing_and_says_which(two_apps: Live, steps: tuple[str, ...]) -> None:
+    live = two_apps
+    for step in steps:
+        new, is_new = f"{step}.blog.test", step != "queued"
+        result = live("domains:add", "blog", new, ROUTER_KILL_AT=f"{step}:TERM")
+        # under the host lock it is too late to take it back: it is done, and said
+        assert result.code == (0 if is_new else 143), f"{step}: {result}"
+        assert "Traceback" not in result.err
+        assert live.get(new).body == ("blog" if is_new else ""), step
+        assert (new in (live.paths.app("blog") / "DOMAINS").read_text().split()) == is_new
+        assert (live.get("blog.test").body, live.get("shop.test").body) == ("blog", "shop")
+        live.is_consistent()
+    live.serves_current()
+
+
+@some_or_all
+@pytest.mark.timeout(300)
+def test_a_rename_killed_at_any_step_leaves_one_app_under_one_name(two_apps: Live, steps: tuple[str, ...]) -> None:
     live = two_apps
     live.snippet("blog", "add_header X-Snippet kept;\n")
     live.done("reconcile")
     old, new = "blog", "news"
-    for number, step in enumerate(STEPS):
+    for step in steps:
+        number = STEPS.index(step)
         lines = len(live.journal())
         killed(live, step, "apps:rename", old, new)
         assert live.get("blog.test").body == "blog"
@@ -88,11 +116,13 @@ def test_a_rename_killed_at_any_step_leaves_one_app_under_one_name(two_apps: Liv
         old, new = name, gone
 
 
-@pytest.mark.timeout(120)
-def test_a_destroy_or_a_create_killed_at_any_step_is_whole(two_apps: Live) -> None:
+@some_or_all
+@pytest.mark.timeout(300)
+def test_a_destroy_or_a_create_killed_at_any_step_is_whole(two_apps: Live, steps: tuple[str, ...]) -> None:
     live = two_apps
     live.done("domains:add-global", "test")  # a created app has a domain, so that all steps are passed
-    for number, step in enumerate(STEPS):
+    for step in steps:
+        number = STEPS.index(step)
         if live.store.exists("blog"):
             killed(live, step, "apps:destroy", "blog", "--force")
             is_there = number < COMMIT
@@ -184,6 +214,125 @@ def test_proxy_start_ends_what_a_killed_master_left(two_apps: Live) -> None:
     assert sorted(live.processes()) == sorted([live.master or 0, *live.workers()])
     assert (live.get("blog.test").body, live.get("shop.test").body) == ("blog", "shop")
     live.serves_current()
+
+
+def stands_still(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def kill_of_nginx(live: Live, victims: str) -> None:
+    master, workers = live.master, live.workers()
+    assert master
+    chosen = {"master": [master], "workers": workers, "both": [master, *workers]}[victims]
+    for pid in chosen:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(is_alive(pid) for pid in chosen))
+
+
+def survives_a_kill_of_nginx(live: Live, victims: str, step: str) -> None:
+    new = f"{victims}-{step}.blog.test"
+    command = live.begin("domains:add", "blog", new, ROUTER_KILL_AT=f"{step}:STOP")
+    until(lambda: stands_still(command.process.pid), 30, f"step {step}")
+    kill_of_nginx(live, victims)
+    command.process.send_signal(signal.SIGCONT)
+    result = command.wait()
+    assert result.code == 0, f"{victims} killed at {step}: {result}"
+    if STEPS.index(step) <= STEPS.index("committed"):
+        assert live.get(new).body == "blog", f"{victims} killed at {step}: it said that it is served"
+    live.done("domains:add", "shop", f"{victims}-{step}.shop.test")
+    for host in ("blog.test", "shop.test", new, f"{victims}-{step}.shop.test"):
+        assert live.get(host).body in host.split("."), f"{victims} killed at {step}: {host}"
+    live.is_consistent()
+    live.serves_current()
+    assert sorted(live.processes()) == sorted([live.master or 0, *live.workers()])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("victims", ["master", *(pytest.param(each, marks=pytest.mark.slow) for each in ("workers", "both"))])
+def test_nginx_killed_around_the_commit_of_a_change_serves_it_when_the_command_says_so(two_apps: Live, victims: str) -> None:
+    survives_a_kill_of_nginx(two_apps, victims, "committed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victims", ["master", "workers", "both"])
+def test_nginx_killed_at_any_step_of_a_change(two_apps: Live, victims: str) -> None:
+    for step in STEPS:
+        survives_a_kill_of_nginx(two_apps, victims, step)
+
+
+@pytest.mark.timeout(60)
+def test_a_master_killed_while_it_reloads_is_started_again_with_the_change(two_apps: Live) -> None:
+    live, once = two_apps, two_apps.paths.root.parent / "once"
+    wrapper = live.paths.root.parent / "nginx-that-dies"
+    pid_file = live.paths.run / "nginx.pid"
+    then = f'{NGINX} "$@"; [ -e {once} ] && rm {once} && kill -9 $(cat {pid_file}); exit 0'
+    wrapper.write_text(f'#!/bin/sh\ncase " $* " in *" -s "*) {then} ;; esac\nexec {NGINX} "$@"\n')
+    wrapper.chmod(0o755)
+    live.done("proxy:set", "--global", "nginx-binary", wrapper)
+    master = live.master
+    once.touch()
+    live.done("domains:add", "blog", "new.blog.test")
+    assert not once.exists() and live.master not in (None, master)
+    assert (live.get("new.blog.test").body, live.get("shop.test").body) == ("blog", "shop")
+    live.is_consistent()
+    live.serves_current()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_the_next_change_brings_all_of_nginx_back(two_apps: Live) -> None:
+    kill_of_nginx(two_apps, "both")
+    assert two_apps("status").code == 13
+    began = time.monotonic()
+    two_apps.done("domains:add", "blog", "new.blog.test")
+    assert time.monotonic() - began < 20
+    assert (two_apps.get("new.blog.test").body, two_apps.get("shop.test").body) == ("blog", "shop")
+    two_apps.is_consistent()
+    two_apps.serves_current()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_an_upgrade_of_nginx_is_told_and_no_change_is_half_taken_up_during_it(two_apps: Live) -> None:
+    live = two_apps
+    assert NGINX
+    binary = live.paths.root.parent / "nginx"
+    shutil.copy2(NGINX, binary)
+    live.done("proxy:set", "--global", "nginx-binary", binary)
+    live.done("proxy:stop")
+    live.done("proxy:start")
+    fresh = binary.with_name("nginx.new")
+    shutil.copy2(NGINX, fresh)
+    fresh.rename(binary)
+    # replaced and not restarted: everything goes on, and doctor says it
+    live.done("domains:add", "blog", "one.blog.test")
+    report = live.done("doctor")
+    assert "was replaced since it was started" in report.out, report
+    old = live.master
+    assert old
+    os.kill(old, signal.SIGUSR2)
+    until(lambda: live.master not in (None, old) and live.workers(), what="the new master")
+    new = live.master
+    # both accept: a change would reach half of the connections
+    number = live.generations.current_number()
+    result = live("domains:add", "blog", "two.blog.test")
+    assert result.code == 9 and f"an upgrade of nginx is under way: the workers of its old master, pid {old}" in result.err, result
+    assert f"kill -QUIT {old}" in result.err
+    assert live.generations.current_number() == number and live.get("two.blog.test").status == 0
+    assert "an upgrade of nginx is under way" in live("doctor").out
+    assert is_alive(old), "nobody ended it unasked"
+    live("doctor", "--fix")
+    until(lambda: not is_alive(old), what="the end of the old master")
+    assert live.master == new
+    live.done("domains:add", "blog", "two.blog.test")
+    for host in ("blog.test", "shop.test", "one.blog.test", "two.blog.test"):
+        assert live.get(host).body in host.split("."), host
+    live.is_consistent()
+    live.serves_current()
+    report = live.done("doctor")
+    assert "was replaced" not in report.out, report
 
 
 @pytest.mark.timeout(60)

@@ -177,12 +177,7 @@ def test_a_deep_app_toml_is_stale_and_the_others_go_on(two_apps: Live) -> None:
 def test_every_amount_of_room_on_the_disk_ends_in_a_true_answer_at_once(
     isolated: Path, roots: Callable[[Path], Live], backend: Callable[[str], Backend]
 ) -> None:
-    disk = isolated / "d"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no tmpfs here: {mounted.stderr}")
-    try:
+    with small_disk(isolated / "d", "size=3m") as disk:
         live = roots(disk / "r")
         live.app("blog", ["blog.test"], [backend("blog")])
         live.done("proxy:start")
@@ -205,8 +200,94 @@ def test_every_amount_of_room_on_the_disk_ends_in_a_true_answer_at_once(
             live.is_consistent()
         assert codes == {0, 1}, "some of these amounts are too little and some are enough"
         live.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@as_root
+def test_every_number_of_inodes_left_ends_in_a_true_answer_at_once(
+    isolated: Path, roots: Callable[[Path], Live], backend: Callable[[str], Backend]
+) -> None:
+    with small_disk(isolated / "d", "size=32m,nr_inodes=400") as disk:
+        live = roots(disk / "r")
+        live.app("blog", ["blog.test"], [backend("blog")])
+        live.app("shop", ["shop.test"], [backend("shop")])
+        live.done("proxy:start")
+        codes = set()
+        for left in (0, 1, 2, 3, 5, 8, 12, 20, 40):
+            with no_inodes(disk / "filler", left):
+                name = f"i{left}.blog.test"
+                result = live("domains:add", "blog", name, seconds=30)
+                assert (live.get("blog.test").body, live.get("shop.test").body) == ("blog", "shop")
+            assert result.code in (0, 1) and "Traceback" not in result.err, f"{name}: {result}"
+            codes.add(result.code)
+            assert result.code == 0 or "No space left on device" in result.err, f"{name}: {result}"
+            is_there = result.code == 0
+            assert (name in domains_of(live, "blog")) == (name in served_domains(live, "blog")) == is_there, f"{name}: {result}"
+            assert live.get(name).body == ("blog" if is_there else ""), f"{name}: {result}"
+            live.done("domains:add", "shop", f"after.{name}")
+            live.is_consistent()
+        assert codes == {0, 1}, "some of these numbers are too small and some are enough"
+        with no_inodes(disk / "filler", 0):
+            report = live("doctor")
+            assert report.code == 8 and "has no inodes left" in report.out, report
+        live.end()
+
+
+@as_root
+def test_a_root_that_became_read_only_is_served_on_and_says_so(two_apps: Live) -> None:
+    live, root = two_apps, two_apps.paths.root
+    with live.unchanged():
+        # as ext4 does after an error: what nginx has open it keeps
+        subprocess.run(["mount", "--bind", root, root], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
+            for words in (("domains:add", "blog", "new.blog.test"), ("apps:destroy", "shop", "--force"), ("reconcile", "--all")):
+                result = live(*words)
+                assert result.code == 1 and "Read-only file system" in result.err and "Traceback" not in result.err, result
+            assert (live.get("blog.test").body, live.get("shop.test").body) == ("blog", "shop")
+            status = live("status")
+            assert "Traceback" not in status.err and "serving  generation" in status.out, status
+            assert live("apps:report", "blog").code == 0
+            report = live("doctor")
+            assert report.code == 8 and "Read-only file system" in report.out and "Traceback" not in report.err, report
+            assert live("doctor", "--fix").code == 8
+            assert live("domains:add", "blog", "new.blog.test", "--dry-run").code in (0, 1)
+        finally:
+            subprocess.run(["umount", "-l", root], check=True)
+    live.done("domains:add", "blog", "new.blog.test")
+    assert live.get("new.blog.test").body == "blog"
+    live.is_consistent()
+    live.serves_current()
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, options: str) -> Iterator[Path]:
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs here: {mounted.stderr}")
+    try:
+        yield path
     finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@contextlib.contextmanager
+def no_inodes(directory: Path, left: int) -> Iterator[None]:
+    """Leave `left` inodes on the disk of `directory`."""
+    directory.mkdir()
+    files = 0
+    with contextlib.suppress(OSError):
+        while True:
+            (directory / str(files)).touch()
+            files += 1
+    for number in range(min(left, files)):
+        (directory / str(number)).unlink()
+    try:
+        yield
+    finally:
+        shutil.rmtree(directory)
 
 
 def fill(file: Path, pages: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
-from typing import TYPE_CHECKING
+import socket
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -137,3 +139,89 @@ def test_the_journal_has_one_line_a_change(two_apps: Live) -> None:
     assert (refused["result"], refused["exit"], refused["kind"], refused["reloads"]) == ("refused", 4, "nothing", 0)
     assert (nothing["result"], nothing["exit"], nothing["kind"], nothing["reloads"]) == ("done", 0, "nothing", 0)
     assert json.dumps(done)
+
+
+def kill_master(live: Live) -> list[int]:
+    """kill -9 of the master alone; the workers that go on."""
+    workers, master = live.workers(), live.master
+    assert master and workers
+    os.kill(master, signal.SIGKILL)
+    until(lambda: not is_alive(master))
+    return workers
+
+
+def test_starts_stops_and_reloads_say_what_they_did_and_leave_a_line(two_apps: Live) -> None:
+    live = two_apps
+    current = live.generations.current_number()
+
+    def told(*argv: str, code: int = 0) -> tuple[str, dict[str, Any]]:
+        before = len(live.journal())
+        result = live(*argv)
+        assert result.code == code, result
+        (line,) = live.journal()[before:]
+        assert list(line) == ["time", "user", "uid", "command", "apps", "kind", "generation", "result", "exit", "seconds", "reloads"]
+        assert (line["command"], line["apps"], line["kind"], line["exit"]) == (" ".join(argv), [], "nothing", code)
+        return result.err, line
+
+    said, line = told("proxy:reload")
+    assert (said, line["result"], line["reloads"], line["generation"]) == (f"nginx serves generation {current}\n", "done", 1, current)
+    assert line["seconds"] > 0
+    master = live.master
+    said, line = told("proxy:stop")
+    assert re.fullmatch(rf"proxy stopped: master {master}, \d+ workers?\n", said), said
+    assert (line["result"], line["reloads"], line["generation"]) == ("done", 0, current)
+    assert told("proxy:stop")[0] == "the proxy is stopped already\n"
+    said, line = told("proxy:reload", code=13)
+    assert (line["result"], line["reloads"], line["generation"]) == ("failed", 0, None)
+    said, line = told("proxy:start")
+    assert re.fullmatch(rf"proxy started: master {live.master}, \d+ workers?\n", said), said
+    assert told("proxy:start")[0] == "the proxy runs already\n"
+    workers = kill_master(live)
+    said, line = told("proxy:start")
+    orphans = f"{len(workers)} orphan worker{'s' if len(workers) > 1 else ''}"
+    assert re.fullmatch(rf"ended {orphans} of an earlier nginx\nproxy started: master {live.master}, \d+ workers?\n", said), said
+    kill_master(live)
+    assert told("proxy:stop")[0] == f"ended {orphans} of an earlier nginx\nthe proxy is stopped already\n"
+    assert not live.processes()
+    before = len(live.journal())
+    live.done("proxy:start", "--dry-run")
+    assert len(live.journal()) == before
+    with socket.create_server(("127.0.0.1", live.port)):
+        assert told("proxy:start", code=13)[1]["result"] == "failed"
+
+
+def test_an_nginx_that_a_change_started_is_said_and_in_the_journal(two_apps: Live) -> None:
+    live = two_apps
+    kill_master(live)
+    before = len(live.journal())
+    result = live.done("domains:add", "blog", "new.blog.test")
+    assert f"nginx should have run and did not: started, master {live.master}\n" in result.err, result
+    start, change = live.journal()[before:]
+    assert list(start) == list(change)
+    assert (start["command"], start["kind"], start["result"], start["reloads"]) == (
+        "proxy:start (by domains:add blog new.blog.test)",
+        "nothing",
+        "done",
+        0,
+    )
+    assert (change["command"], change["reloads"]) == ("domains:add blog new.blog.test", 1)
+    assert "proxy:start (by domains:add" in live.done("status").out
+    kill_master(live)
+    result = live.done("reconcile")
+    assert result.err.count("did not: started") == 1, "once, and not for each app"
+    live.serves_current()
+
+
+def test_orphans_go_on_serving_where_a_new_nginx_would_not_start(two_apps: Live) -> None:
+    live = two_apps
+    workers = kill_master(live)
+    conf = live.paths.current / "nginx.conf"
+    good = conf.read_text()
+    conf.write_text(good + "broken\n")
+    result = live("proxy:start")
+    assert result.code == 13 and "nginx would not start: " in result.err and "still serve" in result.err, result
+    assert all(is_alive(pid) for pid in workers) and live.get("blog.test").body == "blog"
+    conf.write_text(good)
+    live.done("proxy:start")
+    assert not any(is_alive(pid) for pid in workers)
+    live.serves_current()
