@@ -93,7 +93,7 @@ def _results(name: str, check: Check, look: Look, fix: bool, confirm: Callable[[
 
 def _mended(name: str, finding: Finding, look: Look, fix: bool, confirm: Callable[[str], bool | None]) -> Result:
     what, command = _plain(finding.what), finding.fix or ("router doctor --fix" if finding.mend else "")
-    plain = Result(name, finding.state, what, command)
+    plain = Result(name, finding.state, what, command, is_fixable=finding.mend is not None)
     if finding.mend is None or not (fix or (finding.asks and confirm(finding.asks))):
         return plain
     try:
@@ -106,7 +106,7 @@ def _mended(name: str, finding: Finding, look: Look, fix: bool, confirm: Callabl
 
 def _forget(look: Look) -> None:
     """What was read before something was mended is read again."""
-    for key in ("index", "settings", "plane", "master", "workers", "is_wanted", "ports"):
+    for key in ("index", "settings", "plane", "master", "workers", "orphans", "is_wanted", "ports"):
         vars(look).pop(key, None)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import re
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import proxy
-from .findings import Finding, Look, ok, problem, some, warning
-from .processes import all_pids, children, command_line, is_alive, open_files, started_at
+from . import listening, proxy
+from .doctor_objects import rewrite
+from .errors import StateCorrupt
+from .findings import Finding, Look, ok, problem, skipped, some, warning
+from .orphans import counted
+from .processes import open_files
 
 #: The oldest nginx that the templates were made for.
 OLDEST = (1, 18)
@@ -28,7 +29,6 @@ _UNITS = (
     Path("/run/systemd/system/nginx.service.d"),
     Path("/usr/lib/systemd/system/nginx.service.d"),
 )
-_LISTEN = "0A"  # include/net/tcp_states.h, as /proc/net/tcp prints it
 
 
 def binary(look: Look) -> Iterator[Finding]:
@@ -63,11 +63,15 @@ def master(look: Look) -> Iterator[Finding]:
         if str(Path(f"/proc/{look.master}/exe").readlink()).endswith(" (deleted)"):
             again = "sudo systemctl restart nginx" if look.plane.is_host_mode else "router proxy:stop && router proxy:start"
             yield warning("the program of the running nginx was replaced since it was started (an upgrade)", again)
+    if (before := look.plane.predecessor()) is not None:
+        what = f"an upgrade of nginx is under way: its old master, pid {before}, accepts connections too, and no change is taken up"
+        yield warning(what, f"kill -QUIT {before}", lambda: _quit(before))
 
 
 def workers(look: Look) -> Iterator[Finding]:
     """Whether some serve, and none takes for ever to end."""
     if look.master is None:
+        yield skipped("there is no master")
         return
     serving_now = [w for w in look.workers if not w.shutting_down]
     if not serving_now:
@@ -84,10 +88,15 @@ def workers(look: Look) -> Iterator[Finding]:
 def serving(look: Look) -> Iterator[Finding]:
     """Whether nginx answers with the current generation."""
     if look.master is None or look.index is None:
+        yield skipped("there is no master" if look.master is None else "there is no generation yet")
         return
     found = look.router.serving()
     if found == look.index.number:
         yield ok(f"generation {found}")
+        return
+    if found is None and look.plane.is_mute(look.index.facts):
+        what = f"{look.paths.run / 'probe.sock'} is gone: nginx runs and serves, but cannot be asked what, and takes no change up"
+        yield problem(what, "router proxy:stop && router proxy:start", lambda: _start_anew(look))
         return
     what = "nothing of ours" if found is None else f"generation {found}"
     yield problem(
@@ -99,19 +108,26 @@ def serving(look: Look) -> Iterator[Finding]:
 
 def orphans(look: Look) -> Iterator[Finding]:
     """Workers of an earlier master of this root: they go on to accept with what they know."""
-    if look.plane.is_host_mode:
-        return
-    found = _orphans(look)
+    found = look.orphans
     if not found:
         return
-    pids = ", ".join(str(pid) for pid, _ in found)
-    what = f"nginx processes without a master hold its ports and serve what is old: {pids}"
-    yield problem(what, f"kill {pids.replace(',', '')}", lambda: _end_orphans(look))
+    who, pids = counted(found), some([str(each.pid) for each in found])
+    if look.is_to_be_started:
+        # whoever ends them first leaves nobody that serves; the start does it when it has tried what can be tried before
+        answer = look.router.serving()
+        does = "hold the ports and do not answer" if answer is None else f"serve generation {answer}"
+        yield problem(f"{who} {does}: {pids}", look.plane.start_line(), lambda: _start(look))
+    elif look.master is None:
+        yield problem(f"{who} of a stopped nginx: {pids}", "router proxy:stop", lambda: _end_orphans(look))
+    else:
+        yield problem(f"{who} beside the master, with an old configuration: {pids}", mend=lambda: _end_orphans(look))
 
 
 def sockets(look: Look) -> Iterator[Finding]:
     """Unix sockets below run/ that nobody listens on: one of nginx's keeps it from starting."""
     for path in sorted(look.paths.run.glob("*.sock") if look.paths.run.is_dir() else []):
+        if look.is_to_be_started and path.name == "probe.sock":
+            continue  # the start removes it
         if path.is_socket() and _is_dead(path):
             yield problem(f"{path} is a dead socket: nobody listens", f"rm {path}", lambda path=path: _unlink(path))  # type: ignore[misc]  # bound now
 
@@ -119,8 +135,8 @@ def sockets(look: Look) -> Iterator[Finding]:
 def run_files(look: Look) -> Iterator[Finding]:
     """A pid file of a master that is gone: the pid may be another program's by now."""
     path = look.paths.run / "nginx.pid"
-    if look.plane.is_host_mode or look.master is not None or not path.exists():
-        return
+    if look.plane.is_host_mode or look.master is not None or look.is_to_be_started or not path.exists():
+        return  # a start writes it anew
     yield warning(
         f"{path} names {path.read_text().strip() or 'nobody'}, which is no master of this root", f"rm {path}", lambda: _unlink(path)
     )
@@ -130,10 +146,10 @@ def configuration(look: Look) -> Iterator[Finding]:
     """Whether nginx would start with what is current: after a reboot it has to."""
     if look.index is None and not look.plane.is_host_mode:
         return
-    (look.paths.run / "tmp").mkdir(parents=True, exist_ok=True)
     tested = look.plane.test(look.plane.conf)
     if not tested.ok:
-        yield problem(f"nginx would not start: {' / '.join(tested.messages[-3:]) or 'it says nothing'}", f"nginx -t -c {look.plane.conf}")
+        what = f"nginx would not start: {' / '.join(tested.messages[-3:]) or 'it says nothing'}"
+        yield problem(what, f"nginx -t -c {look.plane.conf}", None if look.plane.is_host_mode else lambda: _rewrite(look))
     for message in tested.messages if tested.ok else ():
         yield warning(f"nginx says {message}")
     if tested.ok:
@@ -144,31 +160,30 @@ def ports(look: Look) -> Iterator[Finding]:
     """Who listens on the ports of apps."""
     if look.index is None:
         return
-    ours = _tree(look.master)
-    listeners = _listeners()
+    ours = listening.inodes([look.master] if look.master else [each.pid for each in look.orphans])
+    listeners = listening.listeners()
     missing = False
     bound = look.settings.get("bind-address").split()
     for port in look.ports:
-        own = any(inode in ours for _, inode, _ in listeners.get(port, []))
-        strangers = [each for each in listeners.get(port, []) if each[1] not in ours and _clashes(each[0], bound)]
-        holders = sorted({_holder(inode, uid) for _, inode, uid in strangers})
+        own = any(each.inode in ours for each in listeners.get(port, ()))
+        strangers = [each for each in listeners.get(port, ()) if each.inode not in ours and listening.clashes(each.address, bound)]
+        holders = listening.holders(strangers)
         if look.master is None:
             for holder in holders:
                 missing = True
-                yield problem(
-                    f"port {port} is taken by {holder}: nginx will not start", "stop it, or: router proxy:set --global http-port N"
-                )
+                what, fix = _at_a_start(look, port)
+                yield problem(f"port {port} is taken by {holder}: {what}", f"stop it, or: {fix}")
         elif ours and not own:
             missing = True
             who = f"{some(holders)} has it" if holders else "nobody does"
             yield problem(f"nginx does not listen on port {port}; {who}", "router proxy:reload")
         elif ours and holders:
             missing = True
-            where = some([address for address, _, _ in strangers])
+            where = some([each.address for each in strangers])
             yield warning(f"{some(holders)} listens on {where} too, and takes connections from nginx", f"sudo ss -ltnp sport = :{port}")
     if not missing:
-        free = "nobody has" if look.master is None else "nginx listens on"
-        yield ok(f"{free} {some([str(port) for port in look.ports])}")
+        who = "nginx listens on" if look.master else "nobody but its orphans has" if look.orphans else "nobody has"
+        yield ok(f"{who} {some([str(port) for port in look.ports])}")
 
 
 def main_lines(look: Look, units: tuple[Path, ...] = _UNITS) -> Iterator[Finding]:
@@ -244,36 +259,42 @@ def open_files_limit(look: Look) -> Iterator[Finding]:
     yield ok(f"{limit or 'unknown'}; two logs of each app, and what else there is, need {needed}")
 
 
+def _rewrite(look: Look) -> str:
+    did = rewrite(look)
+    if not (tested := look.plane.test(look.plane.conf)).ok:
+        raise StateCorrupt(f"that is not what is wrong: {' / '.join(tested.messages[-1:])}", hint=f"nginx -t -c {look.plane.conf}")
+    return did
+
+
+def _start_anew(look: Look) -> str:
+    proxy.stop(look.router)
+    return f"nginx was ended, and {_start(look)}"
+
+
+def _at_a_start(look: Look, port: int) -> tuple[str, str]:
+    """What becomes of a port that is taken, and what to type if that is to stay so."""
+    apps = look.index.apps if look.index else {}
+    app = next((name for name, entry in sorted(apps.items()) if port in entry.ports), None)
+    if port == look.settings.http_port or app is None:
+        return "nginx will not start", "router proxy:set --global http-port N"
+    return f"a start leaves app {app} out", f"router ports:remove {app} http:{port}"
+
+
 def _start(look: Look) -> str:
-    proxy.start(look.router)
-    return "nginx was started"
+    started = proxy.start(look.router)
+    return "; ".join(started.lines()) if started else "nginx was started meanwhile"
 
 
-def _orphans(look: Look) -> list[tuple[int, int]]:
-    log, conf = str(look.paths.log / "error.log"), str(look.plane.conf)
-    family = {look.master, *(children(look.master) if look.master else ())}
-    found = []
-    for pid in list(all_pids()):
-        title = command_line(pid)
-        if pid in family or not title.startswith("nginx: "):
-            continue
-        if (title.startswith("nginx: master") and conf in title) or (title.startswith("nginx: worker") and log in open_files(pid)):
-            found.append((pid, started_at(pid)))
-    return found
+def _quit(pid: int) -> str:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGQUIT)
+    return f"the old master, pid {pid}, ends when its workers have finished what they do"
 
 
 def _end_orphans(look: Look) -> str:
     with look.router.locked():  # nobody starts or reloads meanwhile
-        found = _orphans(look)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for pid, started in found:
-                if is_alive(pid, started):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
-            deadline = time.monotonic() + 2
-            while any(is_alive(pid, started) for pid, started in found) and time.monotonic() < deadline:
-                time.sleep(0.01)
-    return f"ended {', '.join(str(pid) for pid, _ in found) or 'nothing: they are gone'}"
+        found = look.plane.end_orphans()
+    return f"ended {counted(found)}" if found else "they are gone"
 
 
 def _is_dead(path: Path) -> bool:
@@ -291,49 +312,6 @@ def _is_dead(path: Path) -> bool:
 def _unlink(path: Path) -> str:
     path.unlink(missing_ok=True)
     return f"removed {path}"
-
-
-def _tree(pid: int | None) -> set[int]:
-    """The inodes of the sockets of the master: its workers have them from it."""
-    if pid is None:
-        return set()
-    return {int(target[8:-1]) for target in open_files(pid) if target.startswith("socket:[")}
-
-
-def _listeners() -> dict[int, list[tuple[str, int, int]]]:
-    """Port -> address, inode and user of every TCP listener of the host."""
-    found: dict[int, list[tuple[str, int, int]]] = {}
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            for row in table.read_text().splitlines()[1:]:
-                _, local, _, state, _, _, _, uid, _, inode, *_ = row.split()
-                if state == _LISTEN:
-                    digits, _, port = local.partition(":")
-                    found.setdefault(int(port, 16), []).append((_address(digits, int(port, 16)), int(inode), int(uid)))
-    return found
-
-
-def _address(digits: str, port: int) -> str:
-    words = b"".join(int(digits[i : i + 8], 16).to_bytes(4, "little") for i in range(0, len(digits), 8))
-    if len(words) == 4:
-        return f"{socket.inet_ntop(socket.AF_INET, words)}:{port}"
-    return f"[{socket.inet_ntop(socket.AF_INET6, words)}]:{port}"
-
-
-def _clashes(listener: str, bound: list[str]) -> bool:
-    """Whether who listens there has what nginx wants: an address of its own, or all of them."""
-    ip = listener.rpartition(":")[0].strip("[]")
-    return not bound or ip in bound or ip == "::" or (ip == "0.0.0.0" and any("." in each for each in bound))  # noqa: S104 - compared, not bound
-
-
-def _holder(inode: int, uid: int) -> str:
-    for pid in all_pids():
-        if f"socket:[{inode}]" in open_files(pid):
-            return f"pid {pid} ({command_line(pid)[:80]})"
-    try:
-        return f"a process of {pwd.getpwuid(uid).pw_name}"
-    except KeyError:
-        return f"a process of user {uid}"
 
 
 def _removes_sockets(directory: Path) -> bool:

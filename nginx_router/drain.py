@@ -36,6 +36,15 @@ class Drained:
     given_up: bool = False
 
 
+def places(addresses: Iterable[Address], resolved: Mapping[str, Sequence[str]]) -> list[str]:
+    """Where nginx connects to for these addresses, spelled as they are in its routes."""
+    return [
+        place
+        for address in addresses
+        for place in ([address.text] if address.is_literal else [address.at(ip) for ip in resolved.get(address.host, ())])
+    ]
+
+
 def targets(addresses: Iterable[Address], resolved: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """Where nginx connected to for these addresses, spelled as the kernel's tables are here."""
     found: set[str] = set()
@@ -80,10 +89,11 @@ def wait(
     ports: frozenset[int],
     seconds: float,
     *,
+    in_flight: Callable[[], int] = lambda: 0,
     given_up: Callable[[], bool] = lambda: False,
     waiting: Callable[[int], None] = lambda _: None,
 ) -> Drained:
-    """Wait until the workers have let go, `seconds` at most or until `given_up`.
+    """Wait until the workers have let go and nothing is `in_flight`, `seconds` at most or until `given_up`.
 
     `waiting` is told once, after a second, how many connections are waited for.
     """
@@ -91,10 +101,10 @@ def wait(
     begun = time.monotonic()
     pause, looks, told = _FIRST_PAUSE, 0, False
     while True:
-        left = still_held(workers, retired, ports)
+        left = still_held(workers, retired, ports) + in_flight()
         passed = time.monotonic() - begun
         looks = 0 if left else looks + 1
-        if looks == 2 or not workers or passed >= seconds:
+        if looks == 2 or (not workers and not left) or passed >= seconds:
             return Drained(left)
         if left and given_up():
             return Drained(left, given_up=True)

@@ -14,9 +14,12 @@ from .model import Globals
 
 if TYPE_CHECKING:
     from .controller import Router
-    from .nginx import Nginx, Worker
+    from .dataplane import Worker
+    from .nginx import Nginx
+    from .orphans import Orphan
 
-State = Literal["ok", "warning", "problem"]
+#: `skipped`: it cannot be looked at, for something that is a problem of another check.
+State = Literal["ok", "warning", "problem", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Finding:
 def ok(what: str) -> Finding:
     """All is well; what was seen."""
     return Finding("ok", what)
+
+
+def skipped(what: str) -> Finding:
+    """There is nothing to look at; why."""
+    return Finding("skipped", what)
 
 
 def warning(what: str, fix: str = "", mend: Callable[[], str] | None = None) -> Finding:
@@ -54,16 +62,18 @@ class Result:
     what: str
     fix: str = ""
     fixed: str = ""  # what --fix did
+    is_fixable: bool = False  # by --fix
 
     def as_json(self) -> dict[str, Any]:
         """An element of `checks` in the JSON of `router doctor`."""
         is_ok = self.state == "ok" or bool(self.fixed)
+        is_note = self.state in ("ok", "skipped")
         return {
             "name": self.name,
             "state": "ok" if is_ok else self.state,
             "ok": is_ok,
-            "note": self.what if self.state == "ok" else None,
-            "problem": None if self.state == "ok" else self.what,
+            "note": self.what if is_note else None,
+            "problem": None if is_note else self.what,
             "fix": self.fix or None,
             "fixed": self.fixed or None,
         }
@@ -108,6 +118,18 @@ class Look:
     def workers(self) -> list[Worker]:
         """Its workers."""
         return self.plane.workers(self.master) if self.master else []
+
+    @cached_property
+    def orphans(self) -> list[Orphan]:
+        """What an earlier master left."""
+        with contextlib.suppress(RouterError):
+            return self.plane.orphans()
+        return []
+
+    @property
+    def is_to_be_started(self) -> bool:
+        """Whether a start of the managed nginx is due; it puts right whatever a killed one left."""
+        return self.is_wanted and self.master is None and not self.plane.is_host_mode
 
     @cached_property
     def is_wanted(self) -> bool:

@@ -1,22 +1,58 @@
-"""The journal: its last lines, and the lines of commands that were killed behind the commit of their change.
+"""The journal: one line a change, kept within bounds.
 
-All others write their own.
+    journal.jsonl     the newest lines; O_APPEND and a lock of its own keep those of several processes whole
+    journal.jsonl.1   the lines before them: a journal that has grown to `LARGEST` takes this name, and the older one goes
+
+Commands write their own lines, and the next holder of the host lock those of commands that were killed behind the commit
+of their change.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .generations import Generations
 from .queue import Queue
 
+#: How large the journal becomes before a new one is begun: some 40,000 changes.
+LARGEST = 10 << 20
+
 #: How much of the journal's end is looked at: first, and at most (a line of a change of all apps may be long).
 _NEAR, _FAR = 1 << 14, 1 << 23
+
+
+def append(journal: Path, line: Mapping[str, Any], *, largest: int = LARGEST) -> None:
+    """Add one line to the journal, and begin a new one where it has grown to `largest`.
+
+    Raises:
+        OSError: it cannot be written; a full disk, for instance.
+    """
+    data = (json.dumps(line) + "\n").encode()
+    while True:
+        fd = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)  # whoever may open it may lock it
+        try:
+            # of two who find it too large the second would else rename the new one over what the first has put aside
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not _is_still(journal, fd):
+                continue  # put aside while this one waited
+            if os.fstat(fd).st_size >= largest:
+                with contextlib.suppress(OSError):  # one that cannot be put aside grows on
+                    journal.rename(_before(journal))
+                    continue
+            size = os.fstat(fd).st_size
+            # a line that a full disk or a power cut tore would else take this one with it
+            os.write(fd, data if size == 0 or os.pread(fd, 1, size - 1) == b"\n" else b"\n" + data)
+            return
+        finally:
+            os.close(fd)
 
 
 def of_killed(generations: Generations, number: int, queue: Queue, *, reloads: int) -> Iterator[dict[str, Any]]:
@@ -41,7 +77,7 @@ def of_killed(generations: Generations, number: int, queue: Queue, *, reloads: i
             "time": manifest.time,
             "user": user,
             "uid": uid,
-            "command": queue.command(ident) or manifest.command,
+            "command": next((a["command"] for a in answers.values() if a.get("command")), "") or queue.command(ident) or manifest.command,
             "apps": sorted({answer["app"] for answer in answers.values() if answer["app"]}),
             "kind": next((k for k in ("structure", "endpoints") if k in kinds), "nothing"),
             "generation": number,
@@ -53,8 +89,42 @@ def of_killed(generations: Generations, number: int, queue: Queue, *, reloads: i
         reloads = 0
 
 
+def of_start(within: str, user: str, uid: int, generation: int, seconds: float) -> dict[str, Any]:
+    """A line for an nginx that a change found dead and started; `within` is that change's command."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "user": user,
+        "uid": uid,
+        "command": f"proxy:start (by {within})",
+        "apps": [],
+        "kind": "nothing",
+        "generation": generation,
+        "result": "done",
+        "exit": 0,
+        "seconds": round(seconds, 3),
+        "reloads": 0,
+    }
+
+
 def last(journal: Path, count: int) -> list[dict[str, Any]]:
-    """The last `count` lines of the journal, newest first; read from its end, for it only grows."""
+    """The last `count` lines of the journal, newest first; read from its end, for it may be long."""
+    found = _last_of(journal, count)
+    return found if len(found) == count else found + _last_of(_before(journal), count - len(found))
+
+
+def _before(journal: Path) -> Path:
+    """Where the lines before the journal's first are."""
+    return journal.with_name(f"{journal.name}.1")
+
+
+def _is_still(journal: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(journal.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _last_of(journal: Path, count: int) -> list[dict[str, Any]]:
     try:
         with journal.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -67,7 +137,7 @@ def last(journal: Path, count: int) -> list[dict[str, Any]]:
                 if len(whole) >= count or start == 0 or wanted >= _FAR:
                     break
                 wanted *= 8
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # the words that others typed are not for everybody
         return []
     found = []
     for row in reversed(whole):

@@ -41,6 +41,12 @@ def children(pid: int) -> list[int]:
     return [child for child in all_pids() if (fields := _stat(child)) and int(fields[1]) == pid and fields[0] not in "ZX"]
 
 
+def parent_of(pid: int) -> int | None:
+    """Who started a process, or took it over when that one ended; None: it is gone."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None
+
+
 def all_pids() -> Iterator[int]:
     """Every process there is."""
     for name in os.listdir("/proc"):  # noqa: PTH208 - names only

@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import journal, sockets
 from .errors import RouterError
 from .files import FileLock
+from .orphans import counted
 
 if TYPE_CHECKING:
     from .controller import Router
+    from .dataplane import Worker
     from .generations import Index
-    from .nginx import Worker
+    from .orphans import Orphan
 
 #: How many changes `status` shows.
 CHANGES = 5
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def start(router: Router) -> bool:
-    """Start the managed nginx and see it answer; False: it runs already.
+@dataclass(frozen=True)
+class Started:
+    """What a start did."""
+
+    master: int | None
+    workers: int
+    ended: tuple[Orphan, ...] = ()
+
+    def lines(self) -> list[str]:
+        """In words."""
+        return [*_ended(self.ended), f"proxy started: master {self.master}, {_count(self.workers, 'worker')}"]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What a stop did."""
+
+    master: int | None  # None: none ran
+    workers: int = 0
+    ended: tuple[Orphan, ...] = ()
+
+    def lines(self) -> list[str]:
+        """In words."""
+        ran = f"proxy stopped: master {self.master}, {_count(self.workers, 'worker')}"
+        return [*_ended(self.ended), ran if self.master else "the proxy is stopped already"]
+
+
+def start(router: Router) -> Started | None:
+    """Start the managed nginx and see it answer; None: it runs already.
+
+    Raises:
+        ProxyDown: it does not come up; nginx's words are in the message.
+    """
+    with _recorded(router) as done:
+        started = bring_up(router)
+        done.generation = router.generations.current_number()
+        return started
+
+
+def bring_up(router: Router) -> Started | None:
+    """The same without a journal line.
 
     Raises:
         ProxyDown: it does not come up; nginx's words are in the message.
@@ -34,31 +77,40 @@ def start(router: Router) -> bool:
         plane = router.plane()
         wanted = plane.wanted()
         index = transaction.first_generation()
-        if plane.master() is not None:
-            router.paths.wanted.touch()
-            return False
         router.paths.wanted.touch()
+        if plane.master() is not None:
+            if not plane.is_mute(index.facts):
+                return None
+            plane.stop()
+        ended = plane.orphans()
+        transaction.remake(index)
         try:
-            plane.start(index.facts, index.probe)
+            for line in transaction.start(index):
+                router.request.say(line)
         except RouterError:
             if not wanted:
                 router.paths.wanted.unlink(missing_ok=True)
             raise
-    return True
+        return Started(plane.master(), len(plane.workers()), tuple(ended))
 
 
-def stop(router: Router) -> bool:
-    """Stop the managed nginx and keep it stopped; False: it did not run."""
-    router.store.prepare()
-    plane = router.plane()
-    plane.refuse_in_host_mode("stop")
-    lock = FileLock(router.paths.lock)
-    lock.acquire(router.request.lock_timeout, "the host")
-    try:
-        router.paths.wanted.unlink(missing_ok=True)
-        return plane.stop()
-    finally:
-        lock.release()
+def stop(router: Router) -> Stopped:
+    """Stop the managed nginx and keep it stopped."""
+    with _recorded(router) as done:
+        router.store.prepare()
+        plane = router.plane()
+        plane.refuse_in_host_mode("stop")
+        lock = FileLock(router.paths.lock)
+        lock.acquire(router.request.lock_timeout, "the host")
+        try:
+            router.paths.wanted.unlink(missing_ok=True)
+            done.generation = router.generations.current_number()
+            master = plane.master()
+            found = Stopped(master, len(plane.workers(master)) if master else 0, tuple(plane.orphans()))
+            plane.stop()
+            return found
+        finally:
+            lock.release()
 
 
 def reload(router: Router) -> int:
@@ -68,9 +120,12 @@ def reload(router: Router) -> int:
         ProxyDown: it does not run.
         ReloadFailed: it did not take the configuration up.
     """
-    with router.locked() as transaction:
+    with _recorded(router) as done, router.locked() as transaction:
         index: Index = transaction.first_generation()
+        transaction.remake(index)
         router.plane().reload(index.facts, index.probe)
+        transaction.send_routes(index)
+        done.generation, done.reloads = index.number, 1
         return index.number
 
 
@@ -82,16 +137,23 @@ def status(router: Router) -> dict[str, Any]:
     """
     index = router.index()
     problems = []
+    orphans: list[Orphan] = []
     try:
         plane = router.plane()
         master = plane.master()
         workers = plane.workers(master) if master else []
+        orphans = plane.orphans() if master is None else []
         wanted = plane.wanted()
     except RouterError as why:
         problems.append(why.message)
         master, workers, wanted = None, [], router.paths.wanted.exists()
     if wanted and master is None:
         problems.append("nginx should run and does not")
+    if orphans:
+        what = "still serve: router proxy:start" if wanted else "are left: router proxy:stop"
+        problems.append(f"{counted(orphans)} {what} ends them")
+    if index and not index.is_of(router.paths.root):
+        problems.append(f"this root is a copy of {index.root}, and generation {index.number} names files there: router reconcile --all")
     problems += disk_problems(router)
     problems += [f"plugin {name}: {why}" for name, why in router.plugins.broken().items()]
     updates, mode = None, "managed"
@@ -102,7 +164,7 @@ def status(router: Router) -> dict[str, Any]:
         problems.append(why.message)
     return {
         "generation": index.number if index else None,
-        "serving": router.serving() if master else None,
+        "serving": router.serving() if master or orphans else None,
         "updates": updates,
         "proxy": {
             "type": "nginx",
@@ -153,6 +215,37 @@ def draining(master: int | None, workers: Sequence[Worker]) -> list[dict[str, An
             }
         )
     return found
+
+
+@dataclass
+class _Line:
+    """What the journal is told of it."""
+
+    generation: int | None = None
+    reloads: int = 0
+
+
+@contextlib.contextmanager
+def _recorded(router: Router) -> Iterator[_Line]:
+    """What is done inside leaves a journal line, also when it fails."""
+    began, line = time.monotonic(), _Line()
+    try:
+        yield line
+    except RouterError as why:
+        # a root that cannot be prepared has no journal, and that is what the error says
+        with contextlib.suppress(RouterError, OSError):
+            router.store.prepare()
+            router.record(began, why)
+        raise
+    router.record(began, generation=line.generation, reloads=line.reloads)
+
+
+def _ended(orphans: Sequence[Orphan]) -> list[str]:
+    return [f"ended {counted(orphans)} of an earlier nginx"] if orphans else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _left_at(worker: Worker, workers: Sequence[Worker]) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import accesslog
 from .errors import RouterError, nearest
 from .generations import Index
+from .orphans import counted
 from .render import upstream_name
 from .routing import Expected, Target, expect
 
@@ -35,9 +36,10 @@ class Answered:
     """What nginx did."""
 
     asked: str  # METHOD ADDRESS
-    status: int | None = None  # None: the connection was closed without an answer
+    status: int | None = None  # None: there was no answer
     seconds: float = 0.0
     error: str | None = None
+    is_refused: bool = False  # nobody listens
     app: str | None = None  # whose log has the request
     tried: tuple[str, ...] = ()  # the addresses that were asked, the last one answered
     request_id: str | None = None
@@ -52,6 +54,8 @@ class Trace:
     expected: Expected
     serving: int | None
     answered: Answered | None = None  # None: nginx does not run
+    down: str = ""  # it should run and does not, and nobody answers in its place: what to type
+    mends: str = "router proxy:reload"  # makes it serve what is current
     problems: tuple[str, ...] = ()
     nearest: str = ""
     stale: str | None = None
@@ -101,19 +105,29 @@ def trace(router: Router, wanted: Target, *, method: str = "HEAD") -> Trace:
         index = router.index()
         expected = expect(router, index, wanted)
         plane = router.plane()
-        running = plane.master() is not None
-        answered = _ask(router, index, expected, wanted, method) if running and index is not None else None
-        serving = router.serving() if running else None
+        master = plane.master()
+        # without a master its workers may answer all the same
+        orphans = plane.orphans() if master is None else []
+        is_asked = master is not None or bool(orphans)
+        answered = _ask(router, index, expected, wanted, method) if is_asked and index is not None else None
+        serving = router.serving() if is_asked else None
         now = router.generations.current_number()
         if now == (index.number if index else None):
             break  # else a change came in between, and the two are not about the same state
-    found = Trace(wanted, expected, serving, answered)
+    is_missed = master is None and plane.wanted()
+    start = plane.start_line()
+    is_down = is_missed and (answered is None or answered.is_refused)
+    found = Trace(wanted, expected, serving, answered, down=start if is_down else "")
+    left = ""
+    if orphans and not is_down:
+        found = replace(found, mends=start)
+        left = f"{counted(orphans)} answered, whose master is gone: {start}"
     return replace(
         found,
         problems=tuple(_contradictions(found)),
         nearest="" if expected.app or index is None or wanted.host in index.owners else nearest(wanted.host, index.owners),
         stale=router.stale().get(expected.app or "", {}).get("problem"),
-        notes=tuple(_notes(found)),
+        notes=(*filter(None, [left]), *_notes(found)),
     )
 
 
@@ -126,7 +140,7 @@ def _ask(router: Router, index: Index, expected: Expected, wanted: Target, metho
     host = wanted.host if expected.port == 80 else f"{wanted.host}:{expected.port}"
     began, since = time.monotonic(), time.time()
     connection = http.client.HTTPConnection(ip, expected.port, timeout=ANSWER_SECONDS)
-    status, error = None, None
+    status, error, is_refused = None, None, False
     try:
         headers = {"Host": host, "User-Agent": f"router-trace/{token}", "X-Router-Trace": token, "Accept": "*/*", "Connection": "close"}
         connection.request(method, wanted.path, headers=headers)
@@ -136,10 +150,11 @@ def _ask(router: Router, index: Index, expected: Expected, wanted: Target, metho
     except TimeoutError:
         error = f"no answer within {ANSWER_SECONDS:g} s"
     except (OSError, http.client.HTTPException) as why:
+        is_refused = isinstance(why, ConnectionRefusedError)
         error = getattr(why, "strerror", None) or f"{type(why).__name__}"
     finally:
         connection.close()
-    answered = Answered(asked, status, time.monotonic() - began, error)
+    answered = Answered(asked, status, time.monotonic() - began, error, is_refused)
     if status is None and not expected.app and error == "closed without an answer":
         wait = 0.05  # the default site writes no log: it is looked into all the same, for somebody else's would be a finding
     else:
@@ -195,11 +210,11 @@ def _logs_of(router: Router, index: Index, app: str) -> tuple[str, ...]:
 
 def _contradictions(found: Trace) -> Iterator[str]:
     expected, answered = found.expected, found.answered
-    if answered is None:
+    if answered is None or found.down:
         return
     if found.serving != expected.generation:
         serves = "nothing of ours" if found.serving is None else f"generation {found.serving}"
-        yield f"nginx serves {serves}, and current is generation {expected.generation}: router proxy:reload"
+        yield f"nginx serves {serves}, and current is generation {expected.generation}: {found.mends}"
     if answered.app != expected.app and answered.logged:
         meant = f"app {expected.app}" if expected.app else "the default site"
         yield f"nginx gave the request to app {answered.app}, the state says {meant}"
@@ -222,6 +237,8 @@ def _notes(found: Trace) -> Iterator[str]:
     expected, answered = found.expected, found.answered
     if answered is None:
         yield "nginx does not run: only the state was looked at"
+    elif found.down:
+        return
     elif expected.app and not expected.logs:
         yield f"app {expected.app} writes no access log: which endpoint answered is not known"
     elif answered.logged and not answered.tried and answered.request_id is None:

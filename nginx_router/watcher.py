@@ -24,6 +24,7 @@ from . import anew
 from .controller import Request, Router
 from .errors import Busy, RouterError, Terminated
 from .files import FileLock
+from .keeping import Keeping
 from .resolving import Addresses
 from .stillness import Burst
 from .systemd import Notifier
@@ -35,6 +36,9 @@ RESOLVE = 30.0
 
 #: Seconds between two looks whether the root is still the one that is watched: a renamed parent makes no event.
 LOOK = 5.0
+
+#: Seconds between two looks whether nginx still runs: kill -9 of its master makes no event.
+NGINX_LOOK = 1.0
 
 #: Seconds after its start before a changed program or plugin makes it start again: a plugin may write into its own directory.
 YOUNGEST = 2.0
@@ -67,6 +71,7 @@ class Watcher:
         self._burst = Burst()
         self._identity: tuple[tuple[int, int], ...] = ()
         self._taking_up = TakingUp(self._router, tell=self._tell, say=self._say)
+        self._keeping = Keeping(self._router, tell=self._tell, say=self._say)
         self._began = time.monotonic()
         self._is_ending = False
         #: When what is done by the clock is next done: absent where it is not.
@@ -111,6 +116,7 @@ class Watcher:
         self._identity = self._identify()
         self._look()
         self._mend()
+        self._keep()
         self._taking_up.all()
         self._clock["look"] = time.monotonic() + LOOK
         self._tell(f"watching {self._paths.root}{', by looking' if self._watching.is_polling else ''}: {self._taking_up.status()}")
@@ -138,6 +144,7 @@ class Watcher:
         for what, action in (
             ("look", self._check_root),
             ("intent", self._check_intent),
+            ("nginx", self._keep),
             ("names", self._ask_names),
             ("code", self._start_anew),
         ):
@@ -228,6 +235,14 @@ class Watcher:
             is_finished = index is not None and index.number == found[0]["number"]
             what = f"{'finished' if is_finished else 'took back'} generation {found[0]['number']}, whose command was killed"
             self._tell(what)
+
+    # nginx
+
+    def _keep(self) -> None:
+        """Start a managed nginx that ended; what could not be taken up without it is tried again then."""
+        self._clock["nginx"] = time.monotonic() + NGINX_LOOK
+        if self._keeping.look() and self._taking_up.due is not None:
+            self._taking_up.again()
 
     # names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,18 +46,32 @@ def doctor(
             "checks": [r.as_json() for r in results],
         }
         router.out.report(KEYS, iter([answer]), single=True)
+    line = _last_line(problems, [] if fix else [r for r in (*problems, *warnings) if r.is_fixable])
+    if line:
+        router.out.say(f"router: {line}")
     if problems:
-        names = ", ".join(dict.fromkeys(r.name for r in problems))
-        router.out.say(f"router: {len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {names}")
         raise SystemExit(NginxRejected.exit_code)
+
+
+def _last_line(problems: Sequence[Result], fixable: Sequence[Result]) -> str:
+    """What is a problem, and what `--fix` would mend."""
+    words = [f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {_names(problems)}"] if problems else []
+    if fixable:
+        what = _names(fixable) if {*problems} != {*fixable} else "it" if len(problems) == 1 else "them"
+        words.append(f"router doctor --fix mends {what}")
+    return "; ".join(words)
+
+
+def _names(results: Sequence[Result]) -> str:
+    return ", ".join(dict.fromkeys(r.name for r in results))
 
 
 def _show(router: Router, result: Result, *, quiet: bool) -> None:
     """`name  state  what`, and under it what to type."""
-    if result.state == "ok" and quiet:
+    if result.state in ("ok", "skipped") and quiet:
         return
-    router.out.data(f"{'fixed' if result.fixed else result.state:<8} {result.name:<14} {result.what}".rstrip())
+    router.out.data(f"{'fixed' if result.fixed else result.state:<8} {result.name:<14} {result.what}".rstrip(), hang=24)
     if result.fixed:
-        router.out.data(f"{'':<23} {result.fixed}")
+        router.out.data(f"{'':<23} {result.fixed}", hang=24)
     elif result.fix:
-        router.out.data(f"{'':<23} {result.fix}")
+        router.out.data(f"{'':<23} {result.fix}")  # whole: it is to be pasted

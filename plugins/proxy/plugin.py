@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +28,8 @@ def start(router: Router) -> None:
     Example: router proxy:start
     """
     if not _rehearsed(router, "start nginx"):
-        _done(router, "proxy started" if proxy.start(router) else "the proxy runs already")
+        started = proxy.start(router)
+        _done(router, started.lines() if started else ["the proxy runs already"])
 
 
 def stop(router: Router) -> None:
@@ -37,7 +38,7 @@ def stop(router: Router) -> None:
     Example: router proxy:stop
     """
     if not _rehearsed(router, "stop nginx"):
-        _done(router, "proxy stopped" if proxy.stop(router) else "the proxy is stopped already")
+        _done(router, proxy.stop(router).lines())
 
 
 def reload(router: Router) -> None:
@@ -46,7 +47,7 @@ def reload(router: Router) -> None:
     Example: router proxy:reload
     """
     if not _rehearsed(router, "reload nginx"):
-        _done(router, f"nginx serves generation {proxy.reload(router)}")
+        _done(router, [f"nginx serves generation {proxy.reload(router)}"])
 
 
 def proxy_status(router: Router) -> None:
@@ -139,7 +140,7 @@ def set_up(
         raise UsageProblem("--remove knows the configuration", hint="usage: router setup --remove")
     conf = lookup(TABLE, "nginx-conf").parse(router.settings().get("nginx-conf") if nginx_conf is None else nginx_conf)
     if not _rehearsed(router, "take the include out again" if remove else f"put one include into {conf}"):
-        _done(router, setup.remove(router) if remove else setup.install(router, Path(conf)))
+        _done(router, [setup.remove(router) if remove else setup.install(router, Path(conf))])
 
 
 def _verdict(found: Mapping[str, Any]) -> tuple[int, str]:
@@ -152,8 +153,12 @@ def _verdict(found: Mapping[str, Any]) -> tuple[int, str]:
     if found["stale"]:
         first, *others = found["stale"]
         more = f" (and {len(others)} more)" if others else ""
-        return NginxRejected.exit_code, f"app {first['app']} is stale{more}: {' '.join(str(first.get('problem')).split())}"
+        return NginxRejected.exit_code, f"app {first['app']} is stale{more}: {_why(first)}"
     return 0, ""
+
+
+def _why(stale: Mapping[str, Any]) -> str:
+    return " ".join(str(stale.get("problem")).split()).removeprefix(f"app {stale['app']}: ")
 
 
 def _show(router: Router, found: Mapping[str, Any]) -> None:
@@ -171,7 +176,7 @@ def _show(router: Router, found: Mapping[str, Any]) -> None:
         held = "connections unknown" if leaving["connections"] is None else _count(leaving["connections"], "connection")
         rows.append(("draining", f"worker {leaving['pid']} for {leaving['seconds']:.0f} s, {held}"))
     # a broken snippet on each of a thousand apps is still one screen
-    rows += [("stale", f"{each['app']}: {' '.join(str(each.get('problem')).split())}") for each in found["stale"][:STALE_SHOWN]]
+    rows += [("stale", f"{each['app']}: {_why(each)}") for each in found["stale"][:STALE_SHOWN]]
     if len(found["stale"]) > STALE_SHOWN:
         rows.append(("stale", f"and {len(found['stale']) - STALE_SHOWN} more: router status --stale"))
     rows += [("problem", each) for each in found["problems"]]
@@ -210,12 +215,12 @@ def _rehearsed(router: Router, what: str) -> bool:
     return router.request.dry_run
 
 
-def _done(router: Router, what: str) -> None:
+def _done(router: Router, lines: Iterable[str]) -> None:
+    for line in lines:
+        router.out.say(line)
     if router.out.is_json:
         found = proxy.status(router)
         router.out.json({key: found[key] for key in ("generation", "serving", "proxy")})
-    else:
-        router.out.say(what)
 
 
 def _settings_row(router: Router) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nginx_router import trace as engine
-from nginx_router.errors import NotFound, ReloadFailed
+from nginx_router.errors import NotFound, ProxyDown, ReloadFailed
 from nginx_router.names import shown
 from nginx_router.routing import target as parsed
 
@@ -43,7 +43,8 @@ def trace(
     get: Annotated[bool, typer.Option("--get", help="Ask by GET, where an instance does not answer HEAD.")] = False,
 ) -> None:
     """Which vhost, process and endpoints would answer a request, and why: from the state, and by a request to nginx whose
-    line in the access log says who did. Exit 3 if no app owns the host, 9 if the two contradict each other.
+    line in the access log says who did. Exit 3 if no app owns the host, 9 if the two contradict each other, 13 if nginx
+    should run and does not answer.
 
     Example: router trace blog.example.com/about
     """
@@ -52,6 +53,8 @@ def trace(
         router.out.report(KEYS, iter([found.as_json()]), single=True)
     else:
         router.out.facts(_rows(found))
+    if found.down:
+        raise ProxyDown("nginx should run and does not", hint=found.down)
     if found.problems:
         raise ReloadFailed(
             f"the state and nginx contradict each other about {found.target.host}: {found.problems[0]}",

@@ -25,17 +25,21 @@ pytestmark = pytest.mark.timeout(90)
 
 
 @pytest.fixture
-def holder(free_port: Callable[[], int]) -> Iterator[tuple[int, int]]:
-    """A stranger's process that listens on a port: pid and port."""
-    port = free_port()
-    code = f"import socket; s = socket.create_server(('127.0.0.1', {port})); print('up', flush=True); s.accept()"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
-    yield process.pid, port
-    process.kill()
-    process.wait(10)
-    process.stdout.close()
+def hold() -> Iterator[Callable[[int], int]]:
+    """Let a stranger's process listen on a port; its pid."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(port: int) -> int:
+        code = f"import socket; s = socket.create_server(('127.0.0.1', {port})); print('up', flush=True); s.accept()"
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        return process.pid
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=10)
 
 
 def examined(live: Live, *argv: object, code: int = 0) -> dict[str, list[dict[str, Any]]]:
@@ -81,21 +85,63 @@ def test_a_healthy_host_is_0_and_every_check_is_named(two_apps: Live) -> None:
     two_apps.serves_current()
 
 
+def kill_master(live: Live) -> list[int]:
+    """kill -9 of the master alone; the workers that go on."""
+    workers, master = live.workers(), live.master
+    assert master
+    os.kill(master, signal.SIGKILL)
+    until(lambda: not is_alive(master))
+    assert workers and all(is_alive(pid) for pid in workers)
+    return workers
+
+
 def test_a_killed_master_is_found_with_its_orphans_and_started_again(two_apps: Live) -> None:
-    workers = two_apps.workers()
-    assert two_apps.master is not None
-    os.kill(two_apps.master, signal.SIGKILL)
-    until(lambda: two_apps.master is None)
+    current = two_apps.generations.current_number()
+    workers = kill_master(two_apps)
     bad = examined(two_apps, code=8)
-    assert bad["master"][0]["fix"] == "router proxy:start"
-    assert all(str(pid) in bad["orphans"][0]["problem"] for pid in workers) and bad["orphans"][0]["fix"].startswith("kill ")
-    assert "run-files" in bad
+    assert {name for name in bad if bad[name][0]["state"] == "problem"} == {"orphans", "master"}
+    (orphans,) = bad["orphans"]
+    assert re.match(rf"{len(workers)} orphan workers? serve generation {current}: ", orphans["problem"]), orphans
+    assert all(str(pid) in orphans["problem"] for pid in workers)
+    proposed = {check["fix"] for checks in bad.values() for check in checks if check["fix"]}
+    assert proposed == {"router proxy:start"}, "who kills the workers by hand leaves nobody that serves"
+    for name in ("serving", "workers"):
+        (check,) = bad[name]
+        assert (check["state"], check["ok"], check["note"], check["problem"]) == ("skipped", False, "there is no master", None)
+    assert "ports" not in bad, "the orphans are no strangers"
+    result = two_apps("doctor", "--quiet")
+    assert "skipped" not in result.out
+    assert result.err.splitlines() == ["router: 2 problems: orphans, master; router doctor --fix mends them"]
     result = two_apps.done("doctor", "--fix")
-    assert re.search(r"^fixed +orphans ", result.out, re.M) and "nginx was started" in result.out, result
+    assert re.search(r"^fixed +orphans ", result.out, re.M), result
+    assert re.search(
+        rf"^ +ended {len(workers)} orphan workers? of an earlier nginx; proxy started: master {two_apps.master}, ", result.out, re.M
+    )
+    assert "--fix" not in result.err
     assert not any(is_alive(pid) for pid in workers)
     assert two_apps.get("blog.test").body == "blog"
     two_apps.serves_current()
     assert not examined(two_apps)
+
+
+def test_an_nginx_that_was_killed_as_a_whole_is_started_by_one_command(two_apps: Live) -> None:
+    for pid in (two_apps.master or 0, *two_apps.workers()):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not two_apps.processes())
+    bad = examined(two_apps, code=8)
+    assert {check["fix"] for checks in bad.values() for check in checks if check["fix"]} == {"router proxy:start"}
+    two_apps.done("proxy:start")
+    assert not examined(two_apps)
+
+
+def test_orphans_of_a_stopped_proxy_are_ended(two_apps: Live) -> None:
+    workers = kill_master(two_apps)
+    two_apps.paths.wanted.unlink()
+    found = text_of(two_apps, "orphans")
+    assert found["fix"] == "router proxy:stop"
+    assert f"{len(workers)} orphan worker" in two_apps.done("status", "--problems").out
+    assert re.search(r"^fixed +orphans ", two_apps.done("doctor", "--fix").out, re.M)
+    assert not two_apps.processes() and two_apps.master is None
 
 
 def test_an_orphan_beside_a_running_master_is_ended_and_nothing_else(two_apps: Live) -> None:
@@ -125,12 +171,11 @@ def test_current_that_points_nowhere_goes_to_the_newest_good_generation(two_apps
     found = text_of(two_apps, "current")
     assert f"the newest good one is {good}" in found["problem"]
     assert found["fix"].startswith(f"ln -sfn generations/{good:06d} ")
-    result = two_apps("doctor", "--fix")
-    assert re.search(rf"^ +current is generation {good}$", result.out, re.M), result
-    assert two_apps.generations.current_number() == good
-    # the files say more than that generation does: that is named, and a person decides
-    assert "edits were not taken up: blog" in result.out
-    two_apps.done("reconcile", "--all")
+    result = two_apps.done("doctor", "--fix")
+    # the files say more than that generation does
+    done = rf"^ +current was generation {good}; what the directories say was taken up: generation {newest + 1}$"
+    assert re.search(done, result.out, re.M), result
+    assert two_apps.generations.current_number() == newest + 1
     assert two_apps.get("next.test").body == "blog"
 
 
@@ -172,6 +217,8 @@ def test_what_killed_commands_left_is_cleared_away(two_apps: Live) -> None:
     bad = examined(two_apps, code=8)
     assert "queue/" in str(bad["leftovers"]) and bad["leftovers"][0]["fix"] == "router doctor --fix"
     assert bad["unnamed"][0]["state"] == "warning"
+    said = two_apps("doctor", "--quiet").err
+    assert re.fullmatch(r"router: \d+ problems?: leftovers; router doctor --fix mends leftovers, unnamed\n", said), said
     two_apps.done("doctor", "--fix")
     assert not [path for path in (queued, answer, validation, half, trash, unnamed) if path.exists()]
     assert not examined(two_apps)
@@ -219,16 +266,32 @@ def test_edits_that_nobody_took_up_and_apps_that_are_stale(two_apps: Live) -> No
     found = text_of(two_apps, "stale")
     assert "app shop is stale" in found["problem"] and "no_such_directive" in found["problem"] and "router reconcile shop" in found["fix"]
     result = two_apps("doctor")
-    assert result.err.splitlines() == ["router: 1 problem: stale"]
+    assert result.err.splitlines() == ["router: 1 problem: stale"], "nothing that --fix mends"
 
 
-def test_who_holds_a_port_is_named(two_apps: Live, holder: tuple[int, int]) -> None:
-    pid, port = holder
+def test_who_holds_a_port_is_named(two_apps: Live, hold: Callable[[int], int], free_port: Callable[[], int]) -> None:
+    port = free_port()
     two_apps.done("proxy:stop")
     two_apps.done("ports:add", "blog", "http", f"http:{port}")
+    pid = hold(port)
     found = text_of(two_apps, "ports")
     assert f"port {port} is taken by pid {pid} ({sys.executable} -c" in found["problem"]
-    assert two_apps("proxy:start").code == 13
+    assert found["problem"].endswith(": a start leaves app blog out") and found["fix"].endswith(f"router ports:remove blog http:{port}")
+    result = two_apps.done("proxy:start")
+    assert f"pid {pid} (" in result.err and result.err.count("bind()") == 1, result
+    two_apps.done("proxy:stop")
+    port = two_apps.port
+    pid = hold(port)
+    found = examined(two_apps, code=8)["ports"][-1]
+    assert f"port {port} is taken by pid {pid} (" in found["problem"] and found["problem"].endswith(": nginx will not start")
+    result = two_apps("proxy:start")
+    assert result.code == 13, result
+    what, hint = result.err.splitlines()
+    assert what.startswith(
+        f"router: nginx does not start: [emerg] bind() to 127.0.0.1:{port} failed (98: Address already in use): pid {pid} ("
+    )
+    assert what.count("bind()") == 1 and what.endswith(" has it") and "http-port" in hint, result
+    assert not two_apps.paths.wanted.exists()
 
 
 def test_endpoints_that_do_not_accept(two_apps: Live, backend: Callable[[str], Backend]) -> None:

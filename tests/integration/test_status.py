@@ -83,6 +83,26 @@ def test_a_proxy_that_should_run_and_does_not_is_13(two_apps: Live) -> None:
     assert "is stopped" in two_apps.done("status").out, "stopped on purpose is no problem"
 
 
+def test_workers_whose_master_is_gone_are_said_to_serve(two_apps: Live) -> None:
+    workers, current = two_apps.workers(), two_apps.generations.current_number()
+    assert two_apps.master
+    os.kill(two_apps.master, signal.SIGKILL)
+    until(lambda: two_apps.master is None)
+    assert two_apps.get("blog.test").body == "blog"
+    result = two_apps("status", "--format", "json")
+    assert result.code == 13, result
+    orphans = f"{len(workers)} orphan worker{'s' if len(workers) > 1 else ''} still serve: router proxy:start ends them"
+    assert result.json["problems"] == ["nginx should run and does not", orphans]
+    assert result.json["serving"] == current, "what answers is said"
+    assert (result.json["proxy"]["running"], result.json["proxy"]["workers"]) == (False, 0)
+    assert re.search(rf"^problem +.*\n +{re.escape(orphans)}$", two_apps("status").out, re.M)
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not two_apps.processes())
+    found = two_apps("status", "--format", "json").json
+    assert (found["problems"], found["serving"]) == (["nginx should run and does not"], None)
+
+
 def test_another_generation_than_current_is_9(two_apps: Live) -> None:
     before = two_apps.generations.current_number()
     two_apps.done("domains:add", "blog", "next.blog.test")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from nginx_router.processes import is_alive
+
+from .conftest import until
 
 if TYPE_CHECKING:
     from .conftest import Backend, Live
@@ -124,6 +130,51 @@ def test_a_stopped_proxy_is_not_asked(two_apps: Live) -> None:
     found = traced(two_apps, "blog.test")
     assert (found["app"], found["answer"], found["serving"]) == ("blog", None, None)
     assert found["notes"] == ["nginx does not run: only the state was looked at"]
+
+
+def test_workers_whose_master_is_gone_are_asked(two_apps: Live) -> None:
+    assert two_apps.master
+    current, orphans, pids = two_apps.generations.current_number(), two_apps.workers(), [two_apps.master, *two_apps.workers()]
+    os.kill(pids[0], signal.SIGKILL)
+    until(lambda: not is_alive(pids[0]))
+    found = traced(two_apps, "blog.test")
+    assert (found["answer"]["status"], found["answer"]["app"], found["serving"]) == (200, "blog", current)
+    assert found["answer"]["upstream_addr"] == addresses(found) and found["problems"] == []
+    (note,) = found["notes"]
+    assert note.startswith(f"{len(orphans)} orphan worker") and note.endswith(", whose master is gone: router proxy:start")
+    # what they serve is not what is current: not a reload mends that, but the start
+    two_apps.paths.current.unlink()
+    two_apps.paths.current.symlink_to(f"generations/{(current or 0) - 1:06d}")
+    found = traced(two_apps, "blog.test", code=9)
+    assert found["problems"][0].endswith(f"current is generation {(current or 0) - 1}: router proxy:start")
+    two_apps.paths.current.unlink()
+    two_apps.paths.current.symlink_to(f"generations/{current:06d}")
+    for pid in pids[1:]:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not two_apps.processes())
+    result = two_apps("trace", "blog.test", "--format", "json")
+    assert (result.code, result.json["app"], result.json["answer"], result.json["serving"]) == (13, "blog", None, None), result
+    assert result.err.splitlines() == ["router: nginx should run and does not", "  router proxy:start"]
+
+
+def test_orphans_that_do_not_listen_on_the_port_are_13(two_apps: Live, free_port: Callable[[], int]) -> None:
+    def point(number: int | None) -> None:
+        two_apps.paths.current.unlink()
+        two_apps.paths.current.symlink_to(f"generations/{number or 0:06d}")
+
+    before, port = two_apps.generations.current_number(), free_port()
+    two_apps.done("ports:add", "blog", "http", f"http:{port}")
+    after = two_apps.generations.current_number()
+    point(before)
+    two_apps.done("proxy:reload")
+    master = two_apps.master
+    assert master
+    os.kill(master, signal.SIGKILL)
+    until(lambda: not is_alive(master))
+    point(after)
+    result = two_apps("trace", "blog.test", "--port", port, "--format", "json")
+    assert result.code == 13 and "router proxy:start" in result.err, result
+    assert (result.json["app"], result.json["answer"]["error"], result.json["problems"]) == ("blog", "Connection refused", [])
 
 
 def test_a_snippets_location_is_found_and_its_answer_told(two_apps: Live) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nginx_router import doctor, doctor_host, doctor_nginx, doctor_root, hostconf
+from nginx_router import doctor, doctor_host, doctor_nginx, doctor_root, hostconf, listening
 from nginx_router.controller import Router
 from nginx_router.errors import StateCorrupt
 from nginx_router.findings import Finding, Look, ok, problem, some, warning
@@ -190,7 +191,14 @@ def test_files_that_belong_to_somebody_else(run: Run, look: Look, router_root: P
     assert not bad(doctor_root.owners(look))
     os.chown(router_root / "apps/blog.io/DOMAINS", 65534, 65534)
     (found,) = bad(doctor_root.owners(look))
-    assert found.state == "warning" and "apps/blog.io/DOMAINS belong to nobody, and the root to root" in found.what
+    assert found.state == "warning" and found.what.startswith("others than root may write files of blog.io, which are held to")
+    assert "any port" in found.what
+    run("proxy:set", "--global", "allowed-ports", "8000-8999")
+    look.__dict__.pop("settings", None)
+    assert not bad(doctor_root.owners(look))
+    os.chown(router_root / "run/queue", 65534, 65534)
+    (found,) = bad(doctor_root.owners(look))
+    assert found.state == "problem" and "run/queue belong to nobody, who so may do what root may" in found.what
 
 
 def test_a_person_is_asked_before_current_is_changed(look: Look) -> None:
@@ -248,9 +256,23 @@ def test_what_a_plugin_says_does_nothing_to_a_terminal() -> None:
 
 
 def test_a_port_clashes_where_it_is_the_same_address() -> None:
-    assert doctor_nginx._clashes("127.0.0.1:80", []) and doctor_nginx._clashes("0.0.0.0:80", ["10.0.0.1"])
-    assert doctor_nginx._clashes("[::]:80", ["10.0.0.1"]) and doctor_nginx._clashes("10.0.0.1:80", ["10.0.0.1"])
-    assert not doctor_nginx._clashes("127.0.0.1:80", ["10.0.0.1"]) and not doctor_nginx._clashes("0.0.0.0:80", ["::1"])
+    assert listening.clashes("127.0.0.1:80", []) and listening.clashes("0.0.0.0:80", ["10.0.0.1"])
+    assert listening.clashes("[::]:80", ["10.0.0.1"]) and listening.clashes("10.0.0.1:80", ["10.0.0.1"])
+    assert not listening.clashes("127.0.0.1:80", ["10.0.0.1"]) and not listening.clashes("0.0.0.0:80", ["::1"])
+
+
+def test_a_port_that_is_taken_is_said_once_with_who_has_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        bind = f"[emerg] bind() to 127.0.0.1:{port} failed (98: Address already in use)"
+        said = [*5 * [bind], "[emerg] still could not bind()"]
+        assert listening.is_taken(said)
+        (line,) = listening.named(said)
+        assert line.startswith(f"{bind}: pid {os.getpid()} (") and line.endswith(") has it")
+    (line,) = listening.named(said)
+    assert line == f"{bind}: it is free by now"
+    other = '[emerg] unknown directive "x" in /a:1'
+    assert listening.named([other]) == [other] and not listening.is_taken([other])
 
 
 def test_long_lists_are_cut() -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from nginx_router import journal
-from nginx_router.nginx import Worker
+from nginx_router.dataplane import Worker
 from nginx_router.proxy import _TICKS, _left_at
 
 

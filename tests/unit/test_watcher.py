@@ -13,6 +13,7 @@ import pytest
 
 from nginx_router.controller import Router
 from nginx_router.hostnames import HostNames, names_of
+from nginx_router.keeping import Keeping
 from nginx_router.names import address
 from nginx_router.settings import Paths
 from nginx_router.stillness import LONGEST, STILL, Burst
@@ -232,3 +233,20 @@ def test_no_answer_changes_nothing_and_another_one_does(router_root: Path) -> No
     (app / "UPSTREAMS").write_text("127.0.0.1:80\n")
     names.note(["blog"])
     assert not names
+
+
+# nginx
+
+
+def test_in_host_mode_the_line_to_type_is_said_once(router_root: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(f"events {{}}\nhttp {{ include {router_root}/current/router.conf; }}\npid {tmp_path}/nginx.pid;\n")
+    (router_root / "router.toml").write_text(f'[proxy]\nmode = "host"\nnginx-conf = "{conf}"\n')
+    router, told, said = Router(Paths(router_root)), list[str](), list[str]()
+    router.store.prepare()
+    keeping = Keeping(router, tell=told.append, say=said.append)
+    assert keeping.look() is False and said == [], "nobody wants it to run"
+    router.paths.wanted.touch()
+    assert keeping.look() is False and said == ["nginx should run and does not: sudo systemctl start nginx"]
+    assert keeping.look() is False and len(said) == 1 and told == []
+    assert not router.paths.journal.exists()

@@ -1,0 +1,59 @@
+"""The journal keeps whole lines, and itself within bounds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+from nginx_router import journal
+
+
+def numbers(path: Path) -> list[int]:
+    return [json.loads(line)["number"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_the_journal_gets_whole_lines(tmp_path: Path) -> None:
+    for number in range(3):
+        journal.append(tmp_path / "journal.jsonl", {"number": number, "command": "apps:domains:add blog bücher.example"})
+    assert numbers(tmp_path / "journal.jsonl") == [0, 1, 2]
+    assert (tmp_path / "journal.jsonl").stat().st_mode & 0o002 == 0
+
+
+def test_a_journal_that_is_full_is_put_aside_once_and_read_on(tmp_path: Path) -> None:
+    path, before = tmp_path / "journal.jsonl", tmp_path / "journal.jsonl.1"
+    for number in range(100):
+        journal.append(path, {"number": number}, largest=400)
+    assert path.stat().st_size < 400 + 20 and before.stat().st_size < 400 + 20
+    assert numbers(before) + numbers(path) == list(range(numbers(before)[0], 100))
+    kept = len(numbers(before)) + len(numbers(path))
+    assert [row["number"] for row in journal.last(path, kept)] == list(range(99, 99 - kept, -1)), "over the seam, newest first"
+    assert len(journal.last(path, 1000)) == kept
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["journal.jsonl", "journal.jsonl.1"]
+
+
+def write(path: Path, first: int) -> None:
+    for number in range(first, first + 200):
+        journal.append(path, {"number": number}, largest=60_000)
+
+
+def test_of_many_writers_none_loses_a_line_when_it_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    for _ in range(3500):  # full in the middle of what follows
+        journal.append(path, {"number": -1}, largest=60_000)
+    writers = [multiprocessing.get_context("spawn").Process(target=write, args=(path, first)) for first in range(0, 800, 200)]
+    for each in writers:
+        each.start()
+    for each in writers:
+        each.join(60)
+        assert each.exitcode == 0
+    found = [number for number in numbers(path.with_name("journal.jsonl.1")) + numbers(path) if number >= 0]
+    assert sorted(found) == list(range(800))
+
+
+def test_one_that_cannot_be_put_aside_grows_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    (tmp_path / "journal.jsonl.1").mkdir()
+    for number in range(100):
+        journal.append(path, {"number": number}, largest=400)
+    assert numbers(path) == list(range(100))
