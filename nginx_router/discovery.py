@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Terminated, UsageProblem, nearest
+from .files import read_text
 from .hookspecs import API, HOOKS
 from .keys import Key, Keys, as_text, of_default, of_property
 
@@ -22,6 +23,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _COMMAND = re.compile(r"[a-z0-9-]+(:[a-z0-9-]+)*")
 _FUNCTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.py:[A-Za-z_][A-Za-z0-9_]*")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_AT = re.compile(r" \(at line (\d+), column \d+\)$")
 #: What stands at the top of app.toml and router.toml besides the tables of plugins; built-in plugins own some of them.
 _RESERVED = ("ports", "locked", "domains", "count", "nginx", "proxy")
 _KEYS = ("name", "description", "version", "api", "priority", "timeout", "hooks", "config", "commands", "properties")
@@ -41,6 +43,7 @@ class Command:
     run: str
     kind: str = ""
     usage: str = ""
+    keys: tuple[str, ...] = ()  # of a report: what `--KEY` may be, for completion and help; PROPERTY is each of the noun's properties
     is_hidden: bool = False  # called by scripts; help and completion do not name it
 
     @property
@@ -92,8 +95,8 @@ def directories(parent: Path) -> Iterator[Path]:
 def disabled(parent: Path) -> frozenset[str]:
     """The names of the plugins that are switched off."""
     try:
-        text = (parent / DISABLED).read_text()
-    except (FileNotFoundError, NotADirectoryError):
+        text = read_text(parent / DISABLED) or ""
+    except NotADirectoryError:
         return frozenset()
     return frozenset(line.strip() for line in text.splitlines() if line.strip())
 
@@ -110,10 +113,15 @@ def read(directory: Path, *, is_built_in: bool = False, package: str = "") -> Pl
             raise Unusable("there is no such file")
         if not is_built_in and not package:
             _refuse((directory.parent, directory, manifest))
-        raw = tomllib.loads(manifest.read_text())
+        text = manifest.read_text()
+        try:
+            raw = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as why:
+            raise Unusable(_line_of(text, str(why))) from None
         return _plugin(raw, directory, is_built_in, package)
-    except (OSError, ValueError, Unusable) as why:  # ValueError: not TOML, not UTF-8
-        raise Unusable(f"{manifest}: {why}") from None
+    except (OSError, ValueError, Unusable) as why:  # ValueError: not UTF-8, a number of 5,000 digits
+        told = str(why)
+        raise Unusable(f"{manifest}:{told}" if told[:1].isdigit() else f"{manifest}: {told}") from None
 
 
 def executables(plugin: Plugin) -> dict[str, Path]:
@@ -284,14 +292,27 @@ def _command(name: str, plugin: str, raw: object) -> Command:
         raise Unusable(f"'{name}' is not a command such as noun:verb")
     if not isinstance(raw, dict):
         raise Unusable(f"command {name} needs {{help = ..., run = ...}}")
-    words, run, kind, usage = (_typed(raw, key, str, "") for key in ("help", "run", "kind", "usage"))
-    command = Command(name, plugin, words, run, kind, usage, is_hidden=raw.get("hidden") is True)
+    words, run, kind, usage, keys = (_typed(raw, key, str, "") for key in ("help", "run", "kind", "usage", "keys"))
+    command = Command(name, plugin, words, run, kind, usage, tuple(keys.split()), is_hidden=raw.get("hidden") is True)
     path = Path(command.run)
     if not command.run or path.is_absolute() or ".." in path.parts:
         raise Unusable(f"command {name}: run = '{command.run}' is neither FILE.py:FUNCTION nor a file of the plugin")
     if command.kind not in ("", "change", "report"):
         raise Unusable(f"command {name}: kind is change or report, not '{command.kind}'")
     return command
+
+
+def _line_of(text: str, why: str) -> str:
+    """What is wrong with a TOML file: `LINE: why`, and of what stands there twice also what that is."""
+    rows = text.splitlines() or [""]
+    found = _AT.search(why)
+    number = min(int(found[1]), len(rows)) if found else len(rows)  # else at its end
+    words = why[: found.start()] if found else why.removesuffix(" (at end of document)")
+    row = rows[number - 1].strip()[:80]
+    if words.startswith(("Cannot overwrite", "Cannot declare", "Duplicate")):
+        # tomllib names the key in one of its three ways of saying so
+        return f"{number}: {row} says again what is said above"
+    return f"{number}: {words}: {row}"
 
 
 def _typed(table: Mapping[str, Any], key: str, wanted: type | tuple[type, ...], default: Any) -> Any:

@@ -7,29 +7,25 @@ a plugin is known to bring (an access rule, say) would be wrong, so that a colle
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import discovery, executables
+from . import discovery
+from .calls import Calls, Tables
 from .discovery import Command, Plugin, Unusable
-from .errors import PluginBroken, Refused, RouterError, Terminated, UsageProblem
+from .errors import PluginBroken, Refused, Terminated, UsageProblem
 from .executables import Failure
-from .files import LARGEST
-from .hookspecs import API, HOOKS, Hook, Kind, lookup
+from .failures import Failed, Failures
+from .hookspecs import HOOKS, Kind, lookup
 from .inside import inside as inside
-from .inside import marked
 from .inside import refuse_inside as refuse_inside
-from .registry import HookEvent, Implementation, Registry, words
+from .registry import Implementation, Registry
 from .settings import Paths
 from .tables import KnownTables, directives, has_directives
-
-#: Plugin -> its keys and their values, as router.toml or an app.toml has them.
-Tables = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,36 +51,34 @@ class Plugins:
         built_in: Path | None = None,
         instead: Mapping[str, Path | None] | None = None,
         disabled: frozenset[str] | None = None,
+        keeps_failures: bool = True,
     ) -> None:
         self._paths = paths
         self._say = say
         self._settings = settings
         self._app_settings = app_settings
         self._built_in = built_in
-        self._foreseen: tuple[Tables, Mapping[str, Tables]] | None = None
-        self._registry = Registry(paths.plugins, built_in, self._execute, instead=instead, disabled=disabled)
+        self._failures = Failures(paths.run / "failed")
+        self._calls = Calls(paths, say, settings, app_settings, self._failures if keeps_failures else None)
+        self._registry = Registry(paths.plugins, built_in, self._calls.execute, instead=instead, disabled=disabled)
         self._named: set[str] = set()
 
-    def supposing(self, instead: Mapping[str, Path | None], disabled: frozenset[str]) -> Plugins:
+    def supposing(self, instead: Mapping[str, Path | None], disabled: frozenset[str], *, quietly: bool = False) -> Plugins:
         """These plugins as they would be with other directories (None: without that one) and other ones switched off."""
         return Plugins(
             self._paths,
-            self._say,
+            (lambda line: None) if quietly else self._say,
             self._settings,
             app_settings=self._app_settings,
             built_in=self._built_in,
             instead=instead,
             disabled=disabled,
+            keeps_failures=False,  # of a version that may never be installed
         )
 
-    @contextlib.contextmanager
-    def foreseeing(self, host: Tables, apps: Mapping[str, Tables]) -> Iterator[None]:
+    def foreseeing(self, host: Tables, apps: Mapping[str, Tables]) -> AbstractContextManager[None]:
         """Within it plugins have these settings, which a change is about to write, and not those in the files."""
-        before, self._foreseen = self._foreseen, (host, apps)
-        try:
-            yield
-        finally:
-            self._foreseen = before
+        return self._calls.foreseeing(host, apps)
 
     def commands(self, *, all: bool = False) -> dict[str, Command]:
         """Every command by its name, from `plugin.toml` files alone; `all`: those of installed Python packages too."""
@@ -152,10 +146,10 @@ class Plugins:
         except Unusable as why:
             raise PluginBroken(f"plugin {plugin.name}: {why}") from None
         try:
-            config = self._config(plugin, None)
+            config = self._calls.config(plugin, None)
         except UsageProblem as why:
             raise PluginBroken(f"plugin {plugin.name}: router.toml: {why.message}", hint=why.hint) from None
-        return path, self._environment(plugin, config, self._make_data(plugin))
+        return path, self._calls.environment(plugin, config, self._calls.data(plugin))
 
     def has(self, hook: str) -> bool:
         """Whether calling this hook does anything.
@@ -182,7 +176,7 @@ class Plugins:
         """The keys of a plugin as it gets them for the host; nothing of one that cannot be used."""
         plugin = self._registry.plugins().get(name)
         try:
-            return self._config(plugin, None) if plugin else {}
+            return self._calls.config(plugin, None) if plugin else {}
         except UsageProblem:
             return dict(plugin.config) if plugin else {}
 
@@ -200,6 +194,14 @@ class Plugins:
                 self._registry.register(plugin)
         return dict(self._registry.broken)
 
+    def failed(self, name: str, exists: Callable[[str], bool]) -> list[Failed]:
+        """The calls of a plugin that failed and did not go well since, for the host or an app that `exists`; the newest first."""
+        return self._failures.of(name, exists)
+
+    def forget_failures(self, name: str) -> None:
+        """What failed is another version's affair from now on."""
+        self._failures.forget(name)
+
     def gate(self, hook: str, event: Mapping[str, Any]) -> None:
         """Ask every plugin whether this may be.
 
@@ -209,7 +211,7 @@ class Plugins:
         full = _complete(hook, "gate", event)
         for each in self._implementations(hook):
             try:
-                self._say_lines(self._call(each, full))
+                self._say_lines(self._calls.call(each, full))
             except Failure as why:
                 raise Refused(f"plugin {each.plugin.name} refused {_what(full)}: {why.reason}", hint=why.hint, app=full["app"]) from why
 
@@ -225,7 +227,7 @@ class Plugins:
         answers = []
         for each in implementations:
             try:
-                text = self._call(each, full)
+                text = self._calls.call(each, full)
             except Failure as why:
                 raise _broken(each, full, why) from why
             if text.strip():
@@ -240,7 +242,7 @@ class Plugins:
             if only is not None and each.plugin.name not in only:
                 continue
             try:
-                answers.append((each.plugin.name, self._call(each, full)))
+                answers.append((each.plugin.name, self._calls.look(each, full)))
             except Failure as why:
                 answers.append((each.plugin.name, why))
         return answers
@@ -256,7 +258,7 @@ class Plugins:
         full = _complete(hook, "first", event)
         for each in self._implementations(hook):
             try:
-                text = self._call(each, full)
+                text = self._calls.call(each, full)
             except Failure as why:
                 if why.crashed:
                     raise _broken(each, full, why) from why
@@ -284,7 +286,7 @@ class Plugins:
             return None
         each = implementations[0]
         try:
-            text = self._call(each, full)
+            text = self._calls.call(each, full)
         except Failure as why:
             if hook == "stop":
                 return each.plugin.name, self._still_running(each, full, why)
@@ -299,7 +301,7 @@ class Plugins:
         warnings = []
         for each in self._implementations(hook):
             try:
-                self._say_lines(self._call(each, full))
+                self._say_lines(self._calls.call(each, full))
             except (Failure, Terminated, KeyboardInterrupt) as why:
                 # a signal ends the hook alone: the exit code of a signal says that nothing was changed
                 reason = why.reason if isinstance(why, Failure) else "interrupted"
@@ -323,72 +325,6 @@ class Plugins:
             found += [Implementation(p, directives(p), str(p.directory)) for p in self._registry.plugins().values() if has_directives(p)]
             found.sort(key=lambda each: (each.plugin.priority, each.plugin.name))
         return found
-
-    def _call(self, each: Implementation, event: Mapping[str, Any]) -> str:
-        own = HookEvent(json.loads(json.dumps(event)))  # its own copy: what it does to it is its own affair
-        try:
-            config = self._config(each.plugin, event["app"])
-        except UsageProblem as why:
-            raise Failure(f"router.toml: {why.message}", crashed=True, hint=f"router plugins:set {each.plugin.name} KEY VALUE") from None
-        own.plugin, own.config, own.data = each.plugin.name, config, self._make_data(each.plugin)
-        try:
-            with marked(lookup(event["hook"]).kind, event["app"]):
-                answer = each.call(own)
-        except (Failure, Terminated):
-            raise
-        except RouterError as why:
-            raise Failure(why.message, crashed=False, hint=why.hint) from why
-        except (Exception, SystemExit) as why:  # a plugin boundary: whatever a stranger's code raises
-            raise Failure(words(why, each.plugin), crashed=True) from why
-        return _text(answer)
-
-    def _execute(self, plugin: Plugin, hook: Hook, path: Path, event: HookEvent) -> str:
-        answer = executables.run(
-            [str(path), *hook.arguments(event)],
-            stdin=json.dumps(event).encode() + b"\n",
-            env={**self._environment(plugin, event.config, event.data), "ROUTER_HOOK": hook.name},
-            directory=path.parent,
-            timeout=plugin.timeout,
-        )
-        for line in answer.talk:
-            self._say(line)
-        return answer.out
-
-    def _environment(self, plugin: Plugin, config: Mapping[str, str], data: Path) -> dict[str, str]:
-        # the configuration and the name of a hook around this one are not this one's
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("CONFIG_") and key != "ROUTER_HOOK"}
-        return {
-            **inherited,
-            "ROUTER_API": str(API),
-            "ROUTER_ROOT": str(self._paths.root),
-            "ROUTER_BIN": executables.router_bin(),
-            "ROUTER_PLUGIN": plugin.name,
-            "ROUTER_PLUGIN_DATA": str(data),
-            **{f"CONFIG_{key.upper().replace('-', '_')}": value for key, value in config.items()},
-        }
-
-    def _config(self, plugin: Plugin, app: str | None) -> dict[str, str]:
-        """The values of its keys: the app's over the host's over the default.
-
-        Raises:
-            UsageProblem: one is of another type; an app.toml with such a one is never taken up, so that it stands in router.toml.
-        """
-        if self._foreseen is None:
-            host, own = self._settings(), self._app_settings(app) if app else {}
-        else:
-            host, own = self._foreseen[0], self._foreseen[1].get(app or "", {})
-        values = {**host.get(plugin.name, {}), **own.get(plugin.name, {})}
-        for name, value in values.items():
-            if name in plugin.keys:
-                values[name] = plugin.keys[name].accept(value)
-        return {**plugin.config, **discovery.as_config(values)}
-
-    def _make_data(self, plugin: Plugin) -> Path:
-        data = self._paths.root / "data" / plugin.name
-        if not data.is_dir():
-            data.parent.mkdir(parents=True, exist_ok=True)
-            data.mkdir(mode=0o700, exist_ok=True)
-        return data
 
     def _say_lines(self, text: str) -> None:
         for line in text.splitlines():
@@ -414,23 +350,6 @@ def _complete(hook: str, kind: Kind, event: Mapping[str, Any]) -> dict[str, Any]
     spec = lookup(hook)
     assert spec.kind == kind, f"{hook} is a {spec.kind} hook"
     return spec.complete(event)
-
-
-def _text(answer: object) -> str:
-    """What a hook answered, if it is text."""
-    if answer is None:
-        return ""
-    if not isinstance(answer, str):
-        raise Failure(f"answered with {type(answer).__name__}, not with text or None", crashed=True)
-    try:
-        size = len(answer.encode())
-    except UnicodeEncodeError:  # lone surrogates
-        size = -1
-    if size < 0 or "\0" in answer:
-        raise Failure("answered with what is not UTF-8 text", crashed=True)
-    if size > LARGEST:
-        raise Failure(f"answered with more than {LARGEST} bytes", crashed=True)
-    return answer
 
 
 def _what(event: Mapping[str, Any]) -> str:

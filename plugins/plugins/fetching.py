@@ -44,6 +44,13 @@ class Staged:
     directory: Path
     origin: Origin
 
+    def named(self, words: str) -> str:
+        """Words about this copy, said of where it comes from: that is what its author has before them."""
+        if self.origin.commit is None:
+            return words.replace(str(self.directory), self.origin.source)
+        inside = words.replace(f"{self.directory}/", "")
+        return f"{inside} (in {self.origin.source})" if inside != words else words
+
 
 @contextlib.contextmanager
 def staged(plugins: Path, source: str, ref: str | None) -> Iterator[Staged]:

@@ -14,14 +14,18 @@ from .origins import origins
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
+    from nginx_router.failures import Failed
     from nginx_router.plugins import Listed
 
-SHORT = ("name", "version", "description", "enabled", "built_in", "problem", "hooks", "commands")
-KEYS = (*SHORT, "where", "source", "ref", "revision", "priority", "timeout", "config", "apps")
+SHORT = ("name", "version", "description", "state", "enabled", "built_in", "problem", "hooks", "commands")
+KEYS = (*SHORT, "failed", "where", "source", "ref", "revision", "priority", "timeout", "config", "apps")
 
 
 def list_plugins(router: Router) -> None:
-    """Every plugin, one a line; one that is disabled or broken is named on stderr too, and why.
+    """Every plugin, one a line: on a terminal with version and state, else its name alone.
+
+    The states are built-in, enabled, disabled, broken (it cannot be used) and failing (a hook failed when it was called last).
+    Those that are not well are named on stderr, and why.
 
     Example: router plugins:list --format json
     """
@@ -29,12 +33,18 @@ def list_plugins(router: Router) -> None:
     if router.out.is_json or router.out.key is not None:
         router.out.report(SHORT, (_in_short(router, each) for each in roster.values()), single=False)
         return
-    router.out.listing(roster)
+    if router.out.is_terminal:
+        rows = [(name, each.plugin.version if each.plugin else "", _state(router, each)) for name, each in roster.items()]
+        router.out.table(("name", "version", "state"), rows)
+    else:
+        router.out.listing(roster)
     for each in roster.values():
         if each.problem:
             router.out.say(f"plugin {each.name} is broken: {each.problem}")
         elif not each.is_enabled:
             router.out.say(f"plugin {each.name} is disabled")
+        for failed in _failed(router, each)[:1]:
+            router.out.say(f"plugin {each.name} is failing: {failed.what}")
 
 
 def report(
@@ -42,6 +52,7 @@ def report(
 ) -> None:
     """What is known of a plugin: where it came from, what it brings, what its keys are set to (`apps`: by apps of their own).
 
+    `failed` are the calls of its hooks that failed and did not go well since, with its last words.
     Without NAME all that are not built in.
 
     Example: router plugins:report deploy-window --config
@@ -125,12 +136,27 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
+def _failed(router: Router, listed: Listed) -> list[Failed]:
+    return router.plugins.failed(listed.name, router.store.exists) if listed.is_enabled else []
+
+
+def _state(router: Router, listed: Listed) -> str:
+    if listed.problem:
+        return "broken"
+    if not listed.is_enabled:
+        return "disabled"
+    if _failed(router, listed):
+        return "failing"
+    return "built-in" if listed.plugin and listed.plugin.is_built_in else "enabled"
+
+
 def _in_short(router: Router, listed: Listed) -> dict[str, Any]:
     plugin, name = listed.plugin, listed.name
     return {
         "name": name,
         "version": plugin.version if plugin else "",
         "description": plugin.description if plugin else "",
+        "state": _state(router, listed),
         "enabled": listed.is_enabled,
         "built_in": bool(plugin and plugin.is_built_in),
         "problem": listed.problem,
@@ -145,6 +171,7 @@ def _about(router: Router, listed: Listed) -> dict[str, Any]:
     own = {app: last_good(router, app)[0].plugins.get(name) for app in router.store.names()}
     where = (plugin.package or plugin.directory) if plugin else router.paths.plugins / name
     return _in_short(router, listed) | {
+        "failed": [vars(failed) for failed in _failed(router, listed)],
         "where": str(where),
         "source": origin.source if origin else None,
         "ref": origin.ref if origin else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +44,8 @@ def new(
         for word, meaning in words.items():
             text = text.replace(word, meaning)
         target.write_text(text)
-        shutil.copymode(source, target)
+        # not the mode of the source: archives, and those who check out or unpack, lose it
+        target.chmod(0o755 if text.startswith("#!") else 0o644)
     router.out.data(directory)
     router.out.say(f"test it: {_test(directory)}; then: router plugins:install {directory}")
 

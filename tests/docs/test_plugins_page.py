@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,27 +19,31 @@ import pytest
 from nginx_router.discovery import read
 from nginx_router.hookspecs import HOOKS
 
-from ..integration.conftest import backend, live, two_apps  # noqa: F401 - fixtures
+from ..integration.conftest import ROUTER, backend, live, two_apps  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from ..integration.conftest import Backend, Live
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/plugins.md").read_text()
 EXAMPLES = {name: text for name, text in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.S)}
+#: Example -> the command line that makes its files executable and installs it.
+INSTALLS = {line.rpartition("/")[2]: line for line in re.findall(r"<!-- install -->\n```console\n\$ (.*?)\n```", PAGE)}
 
 
 @pytest.fixture
-def example(isolated: Path) -> Callable[[str], Path]:
-    """The directory of one example."""
+def install(isolated: Path) -> Callable[[Live, str], None]:
+    """Write the files of an example, as an editor does, and install it as the page says."""
 
-    def write(name: str) -> Path:
+    def write(root: Live, name: str) -> None:
         for path, text in EXAMPLES.items():
             if path.startswith(f"{name}/"):
                 file = isolated / path
                 file.parent.mkdir(exist_ok=True)
                 file.write_text(text)
-                file.chmod(0o644 if file.suffix in (".toml", ".py") else 0o755)
-        return isolated / name
+                file.chmod(0o644)
+        environment = {**os.environ, "ROUTER_ROOT": str(root.paths.root), "PATH": f"{ROUTER.parent}:{os.environ['PATH']}"}
+        done = subprocess.run(INSTALLS[name], shell=True, cwd=isolated, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
 
     return write
 
@@ -67,18 +73,28 @@ def chat() -> Iterator[tuple[str, list[Any]]]:
 def test_no_example_is_longer_than_a_screenful() -> None:
     assert len(EXAMPLES) == 8
     for name in {path.partition("/")[0] for path in EXAMPLES}:
-        assert sum(len(text.splitlines()) for path, text in EXAMPLES.items() if path.startswith(f"{name}/")) < 15
+        files = {path: text for path, text in EXAMPLES.items() if path.startswith(f"{name}/")}
+        assert sum(map(len, map(str.splitlines, files.values()))) < 15
+        for path, text in files.items():
+            assert text.startswith("#!") == (f"chmod +x {path} " in INSTALLS[name]), path
+            assert not text.startswith("#!/bin/sh") or text.startswith("#!/bin/sh\nset -eu\n")
 
 
-@pytest.mark.parametrize(("name", "header"), [("who", "x-app"), ("who-python", "x-python")])
-def test_a_header_for_every_answer(two_apps: Live, example: Callable[[str], Path], name: str, header: str) -> None:  # noqa: F811 - a fixture
-    two_apps.done("plugins:install", example(name))
+@pytest.mark.parametrize(("name", "header"), [("who", "x-who"), ("who-python", "x-python")])
+def test_a_header_for_every_answer(
+    two_apps: Live,  # noqa: F811 - a fixture
+    install: Callable[[Live, str], None],
+    name: str,
+    header: str,
+) -> None:
+    assert header not in two_apps.get("blog.test").headers
+    install(two_apps, name)
     assert [two_apps.get(f"{app}.test").headers[header] for app in ("blog", "shop")] == ["blog", "shop"]
 
 
 @pytest.mark.skipif(shutil.which("perl") is None, reason="no perl on this machine")
-def test_no_deploys_at_night(two_apps: Live, example: Callable[[str], Path], backend: Callable[[str], Backend]) -> None:  # noqa: F811 - fixtures
-    two_apps.done("plugins:install", example("office-hours"))
+def test_no_deploys_at_night(two_apps: Live, install: Callable[[Live, str], None], backend: Callable[[str], Backend]) -> None:  # noqa: F811 - fixtures
+    install(two_apps, "office-hours")
     hour = time.localtime().tm_hour
     two_apps.done("plugins:set", "office-hours", "from", hour + 2)
     two_apps.done("plugins:set", "office-hours", "until", hour + 3)
@@ -94,12 +110,12 @@ def test_no_deploys_at_night(two_apps: Live, example: Callable[[str], Path], bac
 
 def test_deploys_are_told_to_a_chat(
     two_apps: Live,  # noqa: F811 - a fixture
-    example: Callable[[str], Path],
+    install: Callable[[Live, str], None],
     backend: Callable[[str], Backend],  # noqa: F811 - a fixture
     chat: tuple[str, list[Any]],
 ) -> None:
     url, posted = chat
-    two_apps.done("plugins:install", example("chat"))
+    install(two_apps, "chat")
     two_apps.done("plugins:set", "chat", "url", url)
     new = backend("new")
     two_apps.done("apps:deploy", "blog", new)
@@ -116,6 +132,12 @@ def test_the_plugin_toml_that_is_shown_is_one(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     plugin = read(tmp_path, package="only.to.be.read")
     assert set(plugin.keys) == {"account", "buffer"} and set(plugin.commands) == {"billing:invoice", "billing:export"}
+
+
+def test_no_example_says_what_the_demo_says() -> None:
+    demo = (Path(__file__).resolve().parents[2] / "script/demo_app.py").read_text()
+    for header in re.findall(r"add_header (X-[A-Za-z-]+)", "".join(EXAMPLES.values())):
+        assert header not in demo
 
 
 def test_every_hook_and_command_that_is_named_exists() -> None:

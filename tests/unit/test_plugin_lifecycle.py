@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +92,82 @@ def test_a_dry_run_shows_what_the_vhosts_would_be_and_installs_nothing(run: Run,
     assert not (router_root / "plugins/tag").exists() and config(run) == before
 
 
+@pytest.mark.usefixtures("blog")
+def test_what_its_hooks_say_while_they_are_looked_at_is_said_once(run: Run, source: Path) -> None:
+    (source / "nginx-server-snippet").write_text("#!/bin/sh\necho heard >&2\n")
+    assert done(run("plugins:install", str(source))).err.count("tag: heard\n") == 1
+
+
+@pytest.mark.usefixtures("blog")
+def test_a_dry_run_says_what_would_be_refused(run: Run, source: Path, router_root: Path) -> None:
+    (source / "nginx-server-snippet").write_text("#!/bin/sh\necho 'no_such on;'\n")
+    got = run("plugins:install", str(source), "--dry-run")
+    assert got.code == 8 and "plugin tag was not installed: app blog" in got.err and "no_such" in got.err, got
+    assert not list((router_root / "plugins").iterdir())
+
+
+@pytest.mark.parametrize("verb", ["install", "enable", "uninstall"])
+def test_a_disk_that_is_full_on_the_way_takes_everything_back(
+    run: Run, source: Path, router_root: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    plugins = router_root / "plugins"
+    if verb != "install":
+        done(run("plugins:install", str(source)))
+    plugins.mkdir(exist_ok=True)
+    (plugins / ".disabled").write_text("tag\n")
+    before = {path.name: path.read_bytes() if path.is_file() else b"" for path in plugins.iterdir()}
+    run("plugins:enable", "nobody")  # imports what is about to break
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(sys.modules["nginx_router_plugins.plugins.switching"], "write_atomic", full)
+    got = run(f"plugins:{verb}", str(source) if verb == "install" else "tag")
+    assert got.code == 1 and "No space left" in got.err, got
+    assert {path.name: path.read_bytes() if path.is_file() else b"" for path in plugins.iterdir()} == before
+
+
+def test_a_signal_that_comes_on_the_way_takes_everything_back(
+    run: Run, source: Path, router_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("plugins:enable", "nobody")  # imports what is interrupted
+    switching = sys.modules["nginx_router_plugins.plugins.switching"]
+    take = switching._take
+
+    def interrupted(steps: object) -> None:
+        take(steps)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(switching, "_take", interrupted)
+    assert run("plugins:install", str(source)).code == 143
+    assert not list((router_root / "plugins").iterdir())
+
+
+@pytest.mark.usefixtures("blog")
+def test_what_cannot_be_taken_back_is_said(run: Run, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "nginx-server-snippet").write_text("#!/bin/sh\ncase $0 in */.new-*) ;; *) exit 1 ;; esac\n")
+    run("plugins:enable", "nobody")  # imports what is about to break
+
+    def full(steps: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["nginx_router_plugins.plugins.switching"], "_take_back", full)
+    got = run("plugins:install", str(source))
+    assert got.code == 11 and "is installed, and could not be put back ([Errno 28] No space left" in got.err, got
+    assert "failed nginx-server-snippet of 'blog'" in got.err and "router reconcile --all" in got.err
+
+
+def test_by_force_a_plugin_is_switched_off_although_nothing_can_be_asked(run: Run, source: Path, router_root: Path) -> None:
+    done(run("plugins:install", str(source)))
+    done(run("apps:create", "blog"))
+    (router_root / "router.toml").write_text("[proxy\n")
+    got = run("plugins:disable", "tag")
+    assert got.code == 2 and "router.toml" in got.err and not (router_root / "plugins/.disabled").exists(), got
+    got = done(run("plugins:disable", "tag", "--force"))
+    assert "warning: apps were not asked anew" in got.err and "reconcile --all" in got.err, got
+    assert (router_root / "plugins/.disabled").read_text() == "tag\n"
+
+
 def test_names_that_are_taken_are_refused(run: Run, source: Path, tmp_path: Path, router_root: Path) -> None:
     done(run("plugins:install", str(source)))
     again = run("plugins:install", str(source))
@@ -118,6 +195,11 @@ def test_names_that_are_taken_are_refused(run: Run, source: Path, tmp_path: Path
         ({"toml": '[plugin.properties.size]\ntype = "size"\n'}, "lacks"),
         ({"toml": '[plugin.properties.size]\ntype = "size"\ndefault = "huge"\nhelp = "h"\n'}, "huge"),
         ({"toml": "[plugin.config]\nsize = 1\n[plugin.properties.size]\n"}, "stands in"),
+        ({"toml": 'version = "1"\nversion = "2"\n'}, 'plugin.toml:4: version = "2" says again what is said above'),
+        ({"toml": "[plugin]\ntimeout = 3\n"}, "plugin.toml:3: [plugin] says again"),
+        ({"toml": '[plugin.commands]\n"x:y" = {help = "h", help = "i"}\n'}, "plugin.toml:4: "),
+        ({"toml": "timeout =\n"}, "plugin.toml:3: Invalid value: timeout ="),
+        ({"toml": "hooks = [\n\n"}, "plugin.toml:4: Invalid value"),
     ],
 )
 def test_one_that_could_not_be_used_does_not_get_in(run: Run, tmp_path: Path, router_root: Path, files: dict[str, str], words: str) -> None:
@@ -166,6 +248,30 @@ def test_what_a_killed_install_left_is_swept(run: Run, source: Path, router_root
     left.mkdir(parents=True)
     done(run("plugins:install", str(source)))
     assert not left.exists()
+
+
+def test_what_is_wrong_is_said_of_the_place_that_the_user_gave(run: Run, source: Path, tmp_path: Path) -> None:
+    hook = source / "nginx-server-snippet"
+    hook.chmod(0o644)
+    got = run("plugins:install", str(source))
+    assert got.code == 11 and f"{hook} is not executable; chmod +x {hook}\n" in got.err, got
+    hook.chmod(0o755)
+    done(run("plugins:install", str(source)))
+    (source / "plugin.py").write_text("\n1/0\n")
+    got = run("plugins:update", "tag")
+    assert got.code == 11 and f"({source}/plugin.py:2)" in got.err, got
+    (source / "plugin.toml").write_text("[plugin\n")
+    got = run("plugins:update", "tag")
+    assert got.code == 11 and f"{source}/plugin.toml:1: " in got.err, got
+    assert ".new-" not in got.err
+
+
+def test_of_a_repository_the_file_in_it_is_named(run: Run, repository: Path) -> None:
+    (repository / "nginx-server-snippet").chmod(0o644)
+    git(repository, "commit", "-qam", "three")
+    got = run("plugins:install", f"file://{repository}")
+    assert got.code == 11 and "nginx-server-snippet is not executable; chmod +x nginx-server-snippet (in file://" in got.err, got
+    assert ".new-" not in got.err
 
 
 # git
@@ -253,9 +359,12 @@ def test_a_disabled_one_stays_disabled(run: Run, source: Path) -> None:
     done(run("plugins:install", str(source)))
     done(run("plugins:disable", "tag"))
     make(source, "tag", f'version = "2"\n{TOML}')
-    done(run("plugins:update", "tag"))
+    got = done(run("plugins:update", "tag"))
+    assert "plugin tag 2 updated, and still disabled: hooks nginx-server-snippet" in got.err, got
     found = about(run, "tag")
     assert (found["version"], found["enabled"]) == ("2", False)
+    got = done(run("plugins:uninstall", "tag"))
+    assert "plugin tag 2 uninstalled: hooks nginx-server-snippet" in got.err, got
 
 
 # enable, disable, uninstall
@@ -278,7 +387,9 @@ def test_a_broken_one_can_be_disabled_and_not_enabled(run: Run, source: Path, ro
     done(run("plugins:install", str(source)))
     (router_root / "plugins/tag/plugin.toml").write_text("[plugin\n")
     assert run("domains:add", "blog", "x.test").code == 11, "its snippet is missing"
+    assert run("plugins:report", "tag", "--state").out == "broken\n"
     done(run("plugins:disable", "tag"))
+    assert run("plugins:report", "tag", "--state").out == "disabled\n"
     done(run("domains:add", "blog", "x.test"))
     assert run("plugins:enable", "tag").code == 11
     assert "X-Tag" not in config(run)
@@ -532,8 +643,8 @@ def test_templates_of_a_plugin(run: Run, tmp_path: Path, router_root: Path) -> N
     shutil.rmtree(router_root / "plugins/shapes/templates")
     got = run("domains:add", "blog", "x.test")
     assert got.code == 11 and "shapes" in got.err and "template-dirs" in got.err
-    got = run("plugins:disable", "shapes")
-    assert got.code == 7 and "extra.j2" in got.err and "template-dirs" in got.err, "the app that needs it is named"
+    got = done(run("plugins:disable", "shapes"))
+    assert "warning: app blog stays as it was" in got.err and "extra.j2" in got.err, "it was wrong with the plugin too"
     assert "# extra for blog" in config(run), "and stays as it was"
 
 
@@ -576,12 +687,20 @@ def test_a_new_plugin_works_and_its_test_passes(
         if p.is_file() and "__" in p.read_text().replace("__name__", "").replace("__main__", "").replace("__file__", "")
     ]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    programs = [path for path in directory.rglob("*") if path.is_file() and path.read_text().startswith("#!")]
+    assert all(path.stat().st_mode & 0o777 == 0o755 for path in programs) and len(programs) == (3 if lang == "sh" else 0)
+    assert all("\nset -eu\n" in path.read_text() for path in programs)
     passed = subprocess.run(test, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert passed.returncode == 0, passed.stderr
+    assert lang != "sh" or passed.stdout + passed.stderr == "", "a test that has nothing to say says nothing"
     source = next(path for path in (directory / "nginx-server-snippet", directory / "plugin.py") if path.is_file())
     source.write_text(source.read_text().replace("X-My-First", "X-Other"))
     failed = subprocess.run(test, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert failed.returncode != 0, "its test tests it"
+    assert failed.returncode != 0 and "X-Other" in failed.stdout + failed.stderr, "its test tests it"
+    if lang == "sh":
+        source.write_text("#!/bin/sh\nset -eu\necho no_such >&2; false\n")
+        failed = subprocess.run(test, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert failed.returncode != 0 and "no_such" in failed.stderr, "and shows what router said"
     assert run("plugins:new", "my-first").code == 4
     assert run("plugins:new", "apps").code == 4
     assert run("plugins:new", "../x").code == 2

@@ -149,7 +149,7 @@ def test_a_plugin_may_have_python_and_executables(world):
 def test_a_gate_lets_through_and_its_lines_are_shown(world):
     world.add("a", pre_deploy="echo one; echo two; echo three >&2")
     world.plugins().gate("pre-deploy", blog())
-    assert world.said == ["three", "one", "two"]
+    assert world.said == ["a: three", "one", "two"]
 
 
 def test_a_veto_names_plugin_hook_app_and_the_last_words(world):
