@@ -23,24 +23,25 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         was = path.lstat()
-        mode = stat.S_IMODE(was.st_mode) if stat.S_ISREG(was.st_mode) else mode
+        mode = was.st_mode & 0o777 if stat.S_ISREG(was.st_mode) else mode
         owner = (was.st_uid, was.st_gid)
         _write(path, data, mode, owner)
         return
     _write(path, data, mode, _owner_of(path.parent))
 
 
-def make_directory(path: Path) -> None:
-    """Make `path` and what it lies in, readable whatever the umask, the owner of the directory above as its owner."""
+def make_directory(path: Path, *, mode: int = 0o755) -> None:
+    """Make `path` and what it lies in (readable whatever the umask), the owner of the directory above as its owner."""
     if path.is_dir():
         return
     make_directory(path.parent)
     with contextlib.suppress(FileExistsError):
-        path.mkdir()
-        path.chmod(0o755)
+        path.mkdir(mode=0o700)
+        path.chmod(mode)
         owner = _owner_of(path.parent)
         if owner and owner != (os.geteuid(), os.getegid()):
             os.chown(path, *owner)
+        sync_directory(path.parent)
 
 
 def inherit_owner(path: Path) -> None:
@@ -49,10 +50,18 @@ def inherit_owner(path: Path) -> None:
     if owner is None or owner == (os.geteuid(), os.getegid()):
         return
     with contextlib.suppress(OSError):
-        found = path.lstat()
-        # a second name of a file may be one that the owner of the directory gave to what is not theirs
-        if found.st_uid == os.geteuid() and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
-            os.chown(path, *owner, follow_symlinks=False)
+        # by descriptor: the owner of the directory may exchange the name between the look and the gift
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            # a second name of a file may be one that the owner of the directory gave to what is not theirs
+            if found.st_uid == os.geteuid() and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
+                if stat.S_ISLNK(found.st_mode):
+                    os.chown(path, *owner, follow_symlinks=False)
+                else:
+                    os.chown(f"/proc/self/fd/{fd}", *owner)
+        finally:
+            os.close(fd)
 
 
 def sync_directory(path: Path) -> None:
@@ -62,6 +71,18 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def remove_tree(path: Path, seconds: float) -> bool:
+    """Remove what lies at `path`; False: not all of it, or not in time: it may be as deep and as full as its owner liked.
+
+    By rm(1): Python's own goes as deep as the tree does, and knows no deadline.
+    """
+    import subprocess
+
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(["rm", "-rf", "--", str(path)], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
+    return not os.path.lexists(path)
 
 
 def replace_link(link: Path, target: str) -> None:
@@ -94,6 +115,15 @@ def read_text(path: Path) -> str | None:
         if why.errno in (errno.ELOOP, errno.ENXIO):
             raise UsageProblem(f"{path}: a link or a device, not a regular file") from None
         raise
+    return content(fd, path)
+
+
+def content(fd: int, path: Path) -> str:
+    """The text of the regular file that is open as `fd`, which is closed.
+
+    Raises:
+        UsageProblem: it is no regular file, too large, or holds a NUL byte.
+    """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise UsageProblem(f"{path}: not a regular file")
@@ -112,7 +142,10 @@ def encoded(text: str) -> bytes:
 
 
 class FileLock:
-    """flock(2) on a file that is never removed, so that flock(1) in a shell excludes us and we it."""
+    """flock(2) on a file that is never removed, so that flock(1) in a shell excludes us and we it.
+
+    Whoever may open a file may lock it, for reading too, so it is for nobody but its owner.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,7 +154,10 @@ class FileLock:
     def try_acquire(self) -> bool:
         """Take the lock if it is free."""
         if self._fd < 0:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            found = os.fstat(self._fd)
+            if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+                os.fchmod(self._fd, 0o600)  # made by flock(1)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -66,6 +66,21 @@ def port(text: str) -> str:
         raise ValueError(text) from None
 
 
+def ports(text: str) -> str:
+    """Check ports and ranges of them."""
+    found = re.findall(r"[^\s,]+", text)
+    for word in found:
+        low, dash, high = word.partition("-")
+        if int(port(low)) > int(port(high) if dash else low):
+            raise ValueError(text)
+    return " ".join(dict.fromkeys(found)) if found else _refuse(text)
+
+
+def is_among(number: int, text: str) -> bool:
+    """Whether a port is one of those that `ports` let through."""
+    return any(int(low) <= number <= int(high or low) for low, _, high in (word.partition("-") for word in text.split()))
+
+
 def addresses(text: str) -> str:
     """Check IP addresses; each is kept once."""
     # a second listen on the same address is refused by nginx
@@ -105,6 +120,13 @@ def _time(*, zero: bool) -> Check:
         return f"{int(found[1])}{found[2]}"
 
     return check
+
+
+def seconds(text: str) -> float:
+    """A time as nginx writes it (`500ms`, `10s`, `1m`) in seconds."""
+    found = re.fullmatch(r"([0-9]+)(ms|s|m|h|d|)", text)
+    assert found is not None
+    return int(found[1]) * float(_SECONDS[found[2]])
 
 
 def _flag(text: str) -> str:
@@ -178,6 +200,8 @@ def _buffers(text: str) -> str:
     found = re.fullmatch(r"([0-9]{1,4}) +([0-9]{1,9}[kKmM]?)", text)
     if not found or int(found[1]) < 2 or not 1024 <= size_in_bytes(found[2]) <= 16 << 20:
         raise ValueError(text)
+    if int(found[1]) * size_in_bytes(found[2]) > 256 << 20:
+        raise ValueError(text)  # one slow client of one app would have that much memory of all
     return f"{int(found[1])} {found[2].lower()}"
 
 
@@ -211,6 +235,6 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, Check]]] = {
     "header": lambda row: ("the name of a header", matching(r"[A-Za-z][A-Za-z0-9-]{0,63}")),
     "log": lambda row: ("off, default, or the name of a file below log/ that is no app's default", _log),
     "log-format": lambda row: ("main, json, combined, or a text with variables of nginx such as $status (docs/properties.md)", _log_format),
-    "buffers": lambda row: ("a number from 2 and a size of 1k to 16m, such as 8 16k", _buffers),
+    "buffers": lambda row: ("a number from 2 and a size of 1k to 16m, such as 8 16k, and 256m in all", _buffers),
     "types": lambda row: ("MIME types such as text/css, or *", _types),
 }

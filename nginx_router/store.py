@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from .beneath import Directory
 from .errors import Conflict, NotFound, NotPermitted, RouterError, StateCorrupt, UsageProblem, nearest
-from .files import encoded, inherit_owner, make_directory, read_text, sync_directory, write_atomic
+from .files import LARGEST, encoded, inherit_owner, make_directory, read_text, remove_tree, sync_directory, write_atomic
 from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, Texts
 from .names import app_name, shown
+from .owners import Confined, Hosts
 from .settings import Paths
 
 
@@ -45,6 +45,12 @@ Step = Write | Move
 #: Where a destroyed app waits until its change is proven; on the same file system, and no app name begins with a dot.
 TRASH = "apps/.trash"
 
+#: The most that the files of one app come to, and its app.toml, which is parsed under the host lock.
+LARGEST_APP, LARGEST_TOML = 4 * LARGEST, LARGEST >> 4
+
+#: How long the host waits for the removal of what an app's owner left, in seconds; the rest goes with later changes.
+_TIDYING = 5.0
+
 #: Room on the disk for putting a change back and for the answers.
 _RESERVE = 256 << 10
 
@@ -57,8 +63,11 @@ class Store:
 
     def prepare(self) -> None:
         """Make the directories that every change needs."""
-        for path in (self.paths.apps, self.paths.objects, self.paths.generations, self.paths.queue, self.paths.log, self.paths.run / "tmp"):
+        for path in (self.paths.apps, self.paths.generations, self.paths.log, self.paths.run / "tmp"):
             make_directory(path)
+        # snippets and what waits may hold what is nobody else's affair
+        for path in (self.paths.objects, self.paths.queue):
+            make_directory(path, mode=0o700)
         with contextlib.suppress(OSError):
             if not self.paths.reserve.exists():
                 write_atomic(self.paths.reserve, b"\0" * _RESERVE)
@@ -103,36 +112,35 @@ class Store:
         Raises:
             UsageProblem: one of its files is no regular file.
         """
-        directory = self.paths.app(app)
-        if not self.exists(app):
-            if os.path.lexists(directory):
-                raise UsageProblem(f"apps/{app} is no directory of its own, so it is no app", hint=f"ls -ld {directory}", app=app)
-            return None
         try:
-            return self._texts(app, directory)
+            with self._apps() as apps, apps.inside(app) as directory:
+                return _texts(app, directory)
+        except FileNotFoundError:
+            return None
         except (UsageProblem, NotPermitted) as why:
             why.app = app
+            if not self.exists(app):
+                raise UsageProblem(
+                    f"apps/{app} is no directory of its own, so it is no app", hint=f"ls -ld {self.paths.app(app)}", app=app
+                ) from None
             raise
 
-    def _texts(self, app: str, directory: Path) -> Texts:
-        found: dict[str, str] = {}
-        for name in (DOMAINS, UPSTREAMS, APP_TOML, TEMPLATE):
-            text = read_text(directory / name)
-            if text is not None:
-                found[name] = text
-        snippets = directory / SNIPPETS
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if snippets.is_symlink():
-                raise UsageProblem(f"{snippets}: a link, not a directory")
-            for name in sorted(os.listdir(snippets)):  # noqa: PTH208 - names only, no Path a file
-                if name.endswith(".conf") and not name.startswith("."):
-                    if not name.isprintable():
-                        # the name stands in a comment of the vhost: a newline in it would end the comment
-                        raise UsageProblem(f"apps/{app}/{SNIPPETS}{shown(name)}: a file name holds no control characters")
-                    text = read_text(snippets / name)
-                    if text is not None:
-                        found[SNIPPETS + name] = text
-        return found
+    def confined(self, app: str) -> Confined:
+        """What of an app's directory others than the host's own people may write.
+
+        Whoever may write something can not make it look as if they may not: a directory of theirs stays theirs, whatever
+        they put in it, and what lies in one of the host's is exchanged by nobody else.
+        """
+        with contextlib.suppress(FileNotFoundError, UsageProblem, NotPermitted), self._apps() as apps, apps.inside(app) as directory:
+            if not directory.alone_written():
+                return Confined(everything=True)
+            found = [name for name in (DOMAINS, UPSTREAMS, APP_TOML, TEMPLATE) if not _alone(directory, name)]
+            with contextlib.suppress(FileNotFoundError, UsageProblem), directory.inside(SNIPPETS[:-1]) as snippets:
+                if not snippets.alone_written():
+                    return Confined(snippets=True, files=frozenset(found))
+                found += [SNIPPETS + name for name in snippets.names() if not _alone(snippets, name)]
+            return Confined(files=frozenset(found))
+        return Confined()
 
     def globals(self) -> tuple[str, str]:
         """The texts of router.toml and of the global DOMAINS."""
@@ -177,7 +185,7 @@ class Store:
                 sync_directory(source.parent)
                 sync_directory(target.parent)
             else:
-                if (read_text(self.paths.root / step.path) or "") != (step.old or ""):
+                if (self._read(step.path) or "") != (step.old or ""):
                     app = step.path.split("/")[1] if step.path.startswith("apps/") else None
                     raise Conflict(f"{step.path} was edited during the change, which was not made", hint="the same command again", app=app)
                 self._write(step.path, step.new)
@@ -193,11 +201,13 @@ class Store:
                 source, target = self.paths.root / step.old, self.paths.root / step.new
                 if target.exists() and not source.exists():
                     target.rename(source)
+                    sync_directory(source.parent)
+                    sync_directory(target.parent)
                 continue
             if step.path.startswith(not_there):
                 continue
             try:
-                now = read_text(self.paths.root / step.path)
+                now = self._read(step.path)
                 if now == step.new and now != step.old:
                     self._write(step.path, step.old)
                 elif now != step.old:
@@ -210,7 +220,7 @@ class Store:
     def write_intent(self, intent: Mapping[str, Any], steps: Iterable[Step]) -> None:
         """Say what is about to be written, so that the next process can finish or undo it."""
         raw = [["move", s.old, s.new] if isinstance(s, Move) else ["write", s.path, s.old, s.new] for s in steps]
-        write_atomic(self.paths.intent, json.dumps({**intent, "steps": raw}).encode())
+        write_atomic(self.paths.intent, json.dumps({**intent, "steps": raw}).encode(), mode=0o600)
 
     def intent(self) -> tuple[dict[str, Any], list[Step]] | None:
         """What a crashed change was about to write.
@@ -224,16 +234,20 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, IndexError, TypeError) as why:
-            raise StateCorrupt(f"{self.paths.intent}: {why!r}", hint="remove it, then: router reconcile --all") from None
+            raise StateCorrupt(f"{self.paths.intent}: {why!r}", hint="router doctor --fix puts it aside") from None
         return raw, steps
 
     def clear_intent(self) -> None:
         """The change is finished or undone."""
-        self.paths.intent.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.paths.intent.unlink()
+            # one that a power cut brought back would undo what was written since by hand
+            sync_directory(self.paths.run)
 
     def empty_trash(self) -> None:
-        """Remove the directories of destroyed apps; what may not be removed stays in apps/.trash."""
-        shutil.rmtree(self.paths.root / TRASH, ignore_errors=True)
+        """Remove the directories of destroyed apps; what may not be removed, or takes too long, stays in apps/.trash."""
+        if os.path.lexists(self.paths.root / TRASH):
+            remove_tree(self.paths.root / TRASH, _TIDYING)
 
     def stale(self) -> dict[str, dict[str, Any]]:
         """The apps whose directory cannot be served: app -> problem and exit code."""
@@ -249,28 +263,79 @@ class Store:
         if now != was:
             write_atomic(self.paths.stale, json.dumps(now, sort_keys=True).encode())
 
-    def append_journal(self, line: Mapping[str, Any]) -> None:
-        """Add one line to the journal; O_APPEND keeps lines of several processes whole."""
-        fd = os.open(self.paths.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    def _apps(self) -> Directory:
+        return Directory.open(self.paths.apps, Hosts.of(self.paths.root))
+
+    def _read(self, path: str) -> str | None:
+        _, *steps, name = f"/{path}".split("/")
+        if steps[:1] != ["apps"]:
+            return read_text(self.paths.root / path)
         try:
-            os.write(fd, (json.dumps(line) + "\n").encode())
-        finally:
-            os.close(fd)
+            with contextlib.ExitStack() as opened:
+                return _walk(opened, self._apps(), steps[1:]).read(name)
+        except FileNotFoundError:
+            return None
 
     def _write(self, path: str, text: str | None) -> None:
-        target: Path = self.paths.root / path
-        if text is not None:
-            make_directory(target.parent)
-            write_atomic(target, encoded(text))
+        _, *steps, name = f"/{path}".split("/")
+        if steps[:1] != ["apps"]:
+            target = self.paths.root / path
+            if text is None:
+                target.unlink(missing_ok=True)
+                sync_directory(target.parent)
+            else:
+                write_atomic(target, encoded(text))
             return
-        target.unlink(missing_ok=True)
-        if path.startswith("apps/"):
-            # directories that a change made and left empty go with it: nginx.conf.d, then the app's own
-            for parent in (target.parent, target.parent.parent):
-                if parent == self.paths.apps:
-                    break
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+        with contextlib.ExitStack() as opened:
+            if text is not None:
+                _walk(opened, self._apps(), steps[1:], make=True).write(name, encoded(text))
+                return
+            with contextlib.suppress(FileNotFoundError):
+                _walk(opened, self._apps(), steps[1:]).remove(name)
+        # directories that a change made and left empty go with it: nginx.conf.d, then the app's own
+        while len(steps) > 1:
+            last = steps.pop()
+            with contextlib.suppress(OSError, UsageProblem), contextlib.ExitStack() as opened:
+                _walk(opened, self._apps(), steps[1:]).remove_empty(last)
+
+
+def _walk(opened: contextlib.ExitStack, directory: Directory, steps: Iterable[str], *, make: bool = False) -> Directory:
+    opened.enter_context(directory)
+    for step in steps:
+        directory = opened.enter_context(directory.inside(step, make=make))
+    return directory
+
+
+def _texts(app: str, directory: Directory) -> Texts:
+    found: dict[str, str] = {}
+    for name in (DOMAINS, UPSTREAMS, APP_TOML, TEMPLATE):
+        text = directory.read(name)
+        if text is not None:
+            found[name] = text
+    if len(found.get(APP_TOML, "")) > LARGEST_TOML:
+        raise UsageProblem(f"{directory.path / APP_TOML}: larger than {LARGEST_TOML} bytes")
+    size = sum(map(len, found.values()))
+    with contextlib.suppress(FileNotFoundError), directory.inside(SNIPPETS[:-1]) as snippets:
+        for name in snippets.names():
+            if not name.endswith(".conf") or name.startswith("."):
+                continue
+            if not name.isprintable():
+                # the name stands in a comment of the vhost: a newline in it would end the comment
+                raise UsageProblem(f"apps/{app}/{SNIPPETS}{shown(name)}: a file name holds no control characters")
+            text = snippets.read(name)
+            if text is not None:
+                found[SNIPPETS + name] = text
+                size += len(text)
+            if size > LARGEST_APP:
+                raise UsageProblem(f"{directory.path}: its files come to more than {LARGEST_APP} bytes")
+    return found
+
+
+def _alone(directory: Directory, name: str) -> bool:
+    try:
+        return directory.alone_written(name)
+    except FileNotFoundError:
+        return True
 
 
 def _is_name(name: str) -> bool:

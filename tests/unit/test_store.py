@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -206,11 +205,3 @@ def test_stale_apps_are_remembered_and_forgotten(store: Store, router_root: Path
     assert store.stale() == {"shop": {"problem": "line 4", "exit": 8}}
     (router_root / "run/stale.json").write_text("[")
     assert store.stale() == {}
-
-
-def test_the_journal_gets_whole_lines(store: Store, router_root: Path) -> None:
-    for number in range(3):
-        store.append_journal({"generation": number, "command": "apps:domains:add blog bücher.example"})
-    lines = (router_root / "journal.jsonl").read_text().splitlines()
-    assert [json.loads(line)["generation"] for line in lines] == [0, 1, 2]
-    assert (router_root / "journal.jsonl").stat().st_mode & 0o002 == 0
