@@ -23,6 +23,9 @@ from .properties import PROPERTIES, lookup, refused
 DOMAINS, UPSTREAMS, APP_TOML, TEMPLATE = "DOMAINS", "UPSTREAMS", "app.toml", "nginx.conf.j2"
 SNIPPETS = "nginx.conf.d/"
 
+#: The most of an app's entries: each costs every other app's change a little.
+MOST_DOMAINS, MOST_ENDPOINTS, MOST_PORTS = 10_000, 1000, 100
+
 #: Relative path -> text, of everything in an app's directory that makes its configuration.
 Texts = Mapping[str, str]
 
@@ -86,6 +89,11 @@ class Globals:
         return self.get("mode") == "host"
 
     @property
+    def is_live(self) -> bool:
+        """Whether endpoint changes reach nginx without a reload."""
+        return self.get("updates") == "live"
+
+    @property
     def http_port(self) -> int:
         """The port of apps without ports of their own."""
         return int(self.get("http-port"))
@@ -130,6 +138,7 @@ class HostFacts:
     user: str = ""
     probe_name: str = ""
     host_has: tuple[str, ...] = ()  # http-level directives of the distribution's nginx, and `default_server:LISTENER` (names.listener)
+    modules: tuple[str, ...] = ()  # files that a managed nginx loads; with them, endpoint changes need no reload
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a file."""
@@ -138,13 +147,15 @@ class HostFacts:
             "nofile": self.nofile,
             "user": self.user,
             "probe_name": self.probe_name,
+            "modules": list(self.modules),
             "host_has": list(self.host_has),
         }
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> HostFacts:
         """The reverse of `as_json`."""
-        return cls(bool(raw["ipv6"]), int(raw["nofile"]), str(raw["user"]), str(raw["probe_name"]), tuple(raw["host_has"]))
+        modules = tuple(raw.get("modules", ()))  # what an earlier version wrote has none
+        return cls(bool(raw["ipv6"]), int(raw["nofile"]), str(raw["user"]), str(raw["probe_name"]), tuple(raw["host_has"]), modules)
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,9 @@ class Entry:
     domains: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     objects: tuple[str, ...] = ()  # included by the vhost
+    variables: tuple[str, ...] = ()  # that it makes at http level
+    routes: tuple[tuple[str, str], ...] = ()  # name of a process's upstream, line: what changes without a reload
+    pool: tuple[str, ...] = ()  # how connections to its endpoints are kept, where it shares them: how many, how long, for how many requests
 
 
 def parse_app(name: str, texts: Texts, tables: Tables = ()) -> App:
@@ -166,13 +180,12 @@ def parse_app(name: str, texts: Texts, tables: Tables = ()) -> App:
         UsageProblem: a file breaks a rule; file and line are named.
     """
     where = f"apps/{name}/"
-    domains: list[Domain] = []
-    for number, entry in lines.entries(texts.get(DOMAINS, "")):
-        parsed = _at(f"{where}{DOMAINS}", number, lambda entry=entry: domain(entry), name)
-        if parsed not in domains:
-            domains.append(parsed)
+    domains = {
+        _at(f"{where}{DOMAINS}", number, lambda entry=entry: domain(entry), name): None
+        for number, entry in _entries(where, DOMAINS, texts, MOST_DOMAINS, name)
+    }
     endpoints: dict[tuple[str, str], Endpoint] = {}
-    for number, entry in lines.entries(texts.get(UPSTREAMS, "")):
+    for number, entry in _entries(where, UPSTREAMS, texts, MOST_ENDPOINTS, name):
         e = _at(f"{where}{UPSTREAMS}", number, lambda entry=entry: endpoint_line(entry), name)
         endpoints[e.key] = e
     raw = parse_toml(f"{where}{APP_TOML}", texts.get(APP_TOML, ""), name)
@@ -244,6 +257,13 @@ class _Places:
         return UsageProblem(f"{self.path}:{line}: {what}", app=self.app)
 
 
+def _entries(where: str, file: str, texts: Texts, most: int, app: str) -> list[tuple[int, str]]:
+    found = lines.entries(texts.get(file, ""))
+    if len(found) > most:
+        raise UsageProblem(f"{where}{file}:{found[most][0]}: an app has at most {most} of these", app=app)
+    return found
+
+
 def _at(path: str, number: int, parse: Any, app: str | None) -> Any:
     try:
         return parse()
@@ -288,6 +308,8 @@ def _ports(raw: Mapping[str, Any], problem: _Places) -> tuple[Port, ...]:
     given = raw.get("ports", [])
     if not isinstance(given, list) or not all(isinstance(p, str) for p in given):
         raise problem.at("ports", 'ports is a list such as ["http", "http:9000"]')
+    if len(given) > MOST_PORTS:
+        raise problem.at("ports", f"an app has at most {MOST_PORTS} ports")
     found: dict[int | None, Port] = {}
     for text in given:
         try:

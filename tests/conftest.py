@@ -9,18 +9,70 @@ import random
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from nginx_router.events import Edit, Event, reduce
+from nginx_router.model import App, Texts, parse_app
 
 #: Below the ports that the kernel gives to outgoing connections, which may take any of those at any moment.
 PORTS = range(20000, 32000)
 _CLAIMS = Path(tempfile.gettempdir()) / "router-test-ports"
 
 
+class World:
+    """Apps as texts, and nothing else: what `reduce` looks at."""
+
+    def __init__(self, apps: Mapping[str, Texts], config: str = "", global_domains: str = "") -> None:
+        self.apps, self.config, self.global_domains = dict(apps), config, global_domains
+
+    def texts(self, app: str) -> Texts | None:
+        return self.apps.get(app)
+
+    def parse(self, app: str, texts: Texts) -> App:
+        return parse_app(app, texts)
+
+    def names(self) -> list[str]:
+        return sorted(self.apps)
+
+    @property
+    def owners(self) -> dict[str, str]:
+        return {d: name for name, texts in self.apps.items() for d in parse_app(name, texts).domains}
+
+    def take(self, edit: Edit) -> None:
+        """Become what `edit` makes of it."""
+        for name, texts in edit.apps.items():
+            if texts is None:
+                self.apps.pop(name, None)
+            else:
+                parse_app(name, texts)
+                self.apps[name] = texts
+        self.config = self.config if edit.config is None else edit.config
+        self.global_domains = self.global_domains if edit.global_domains is None else edit.global_domains
+
+    def apply(self, action: str, app: str | None, **args: Any) -> Edit:
+        edit = reduce(Event(action, app, args), self)
+        self.take(edit)
+        return edit
+
+    def seen(self) -> tuple[object, ...]:
+        return {name: dict(texts) for name, texts in self.apps.items()}, self.config, self.global_domains
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write what is rendered into the golden files instead of comparing")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The seeds and the counts of the runs that have them, those of other processes too."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            said = dict(getattr(report, "user_properties", ()))
+            if getattr(report, "when", "") == "call" and "seed" in said:
+                terminalreporter.write_line(f"{report.nodeid}: {said['seed']}: {said.get('steps', 'not ended')}")
 
 
 @pytest.fixture

@@ -7,16 +7,17 @@ import random
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nginx_router import lines
 from nginx_router.errors import RouterError
-from nginx_router.events import Edit, Event, reduce
-from nginx_router.model import App, Facts, Globals, HostFacts, Texts, parse_app
+from nginx_router.events import Event, reduce
+from nginx_router.model import Facts, Globals, HostFacts, Texts, parse_app
 from nginx_router.render import Include, Renderer
 from nginx_router.upstreams import endpoint_lines
+
+from ..conftest import World
 
 APPS = ("blog", "shop", "my.app", "news")
 DOMAINS = ("a.com", "*.a.com", "b.com", "xn--bcher-kva.example", "www.b.com", "blog.example.com", "shop.example.com")
@@ -28,35 +29,9 @@ HAND_MADE = {
 }
 
 
-class World:
-    def __init__(self) -> None:
-        self.apps: dict[str, Texts] = {"blog": HAND_MADE}
-        self.config, self.global_domains = "# host\n[proxy]\nhttp-port = 8081 # p\n", "# ours\nexample.com\n"
-
-    def texts(self, app: str) -> Texts | None:
-        return self.apps.get(app)
-
-    def parse(self, app: str, texts: Texts) -> App:
-        return parse_app(app, texts)
-
-    def names(self) -> list[str]:
-        return sorted(self.apps)
-
-    @property
-    def owners(self) -> dict[str, str]:
-        return {d: name for name, texts in self.apps.items() for d in parse_app(name, texts).domains}
-
-    def take(self, edit: Edit) -> None:
-        for name, texts in edit.apps.items():
-            if texts is None:
-                self.apps.pop(name, None)
-            else:
-                self.apps[name] = texts
-        self.config = self.config if edit.config is None else edit.config
-        self.global_domains = self.global_domains if edit.global_domains is None else edit.global_domains
-
-    def seen(self) -> tuple[Any, ...]:
-        return {name: dict(texts) for name, texts in self.apps.items()}, self.config, self.global_domains
+def host() -> World:
+    """A host whose one app was made by hand."""
+    return World({"blog": HAND_MADE}, "# host\n[proxy]\nhttp-port = 8081 # p\n", "# ours\nexample.com\n")
 
 
 def some_event(rng: random.Random, world: World) -> Event:
@@ -121,7 +96,7 @@ def invariants(world: World, renderer: Renderer) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_is_asked_the_texts_parse_and_the_same_state_gives_the_same_bytes(seed: int) -> None:
-    rng, world = random.Random(seed), World()
+    rng, world = random.Random(seed), host()
     renderer = Renderer(Path("/srv/router"), Globals(), HostFacts(ipv6=True))
     for _ in range(40):
         event = some_event(rng, world)
@@ -150,7 +125,7 @@ def comments_survive(before: Texts, after: Mapping[str, str]) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_same_change_again_changes_no_byte(seed: int) -> None:
-    rng, world = random.Random(1000 + seed), World()
+    rng, world = random.Random(1000 + seed), host()
     tried = 0
     for _ in range(60):
         event = some_event(rng, world)
@@ -175,7 +150,7 @@ def test_the_same_change_again_changes_no_byte(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_leaves_by_deploys_is_told_exactly_once(seed: int) -> None:
-    rng, world = random.Random(2000 + seed), World()
+    rng, world = random.Random(2000 + seed), host()
     world.apps = {"blog": {"DOMAINS": "", "UPSTREAMS": ""}}
     running: set[str] = set()
     for _ in range(30):

@@ -91,6 +91,7 @@ def test_a_value_has_one_spelling(table: str, name: str, value: object, spelled:
         ("nginx", "proxy-buffers", "1 4k"),
         ("nginx", "proxy-buffers", "8"),
         ("nginx", "proxy-buffers", "8 4k 4k"),
+        ("nginx", "proxy-buffers", "9999 16m"),
         ("nginx", "access-log-path", "/etc/passwd"),
         ("nginx", "access-log-path", "../x"),
         ("nginx", "access-log-path", "a/b"),
