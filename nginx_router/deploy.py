@@ -310,7 +310,7 @@ def _swap(router: Router, event: Event, done: str, options: Options, signals: _S
         leaving = tuple(outcome.answer.get("retired", ()) if retired is None else retired)
         drained = Drained(0)
         if leaving:
-            drained = _wait(router, outcome, drain.targets(map(Address, leaving), resolved), ports, options, lambda: signals.came)
+            drained = _wait(router, outcome, list(map(Address, leaving)), resolved, ports, options, lambda: signals.came)
         if drained.left and not drained.given_up:
             router.request.say(f"{_connections(drained.left)} left after {options.drain:g} s on {' '.join(leaving)}")
         if drained.given_up or (drained.left and options.strict):
@@ -324,19 +324,22 @@ def _swap(router: Router, event: Event, done: str, options: Options, signals: _S
 def _wait(
     router: Router,
     outcome: Outcome,
-    targets: frozenset[str],
+    leaving: Sequence[Address],
+    resolved: Mapping[str, Sequence[str]],
     ports: frozenset[int],
     options: Options,
     given_up: Callable[[], bool],
 ) -> Drained:
     plane, say = router.plane(), router.request.say
+    places = drain.places(leaving, resolved)
     # an earlier reload's workers too: what they still hold may go to the same endpoint
     workers = {*outcome.old_workers, *((w.pid, w.started) for w in plane.workers() if w.shutting_down)}
     return drain.wait(
         sorted(workers),
-        targets,
+        drain.targets(leaving, resolved),
         ports | sockets.listening_ports(plane.master()),  # a port that went with this very reload is one, too
         options.drain,
+        in_flight=lambda: plane.in_flight(places),
         given_up=given_up,
         waiting=lambda left: say(f"waiting for {_connections(left)} to old instances, {options.drain:g} s at most"),
     )

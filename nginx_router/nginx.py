@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import resource
 import shlex
 import shutil
@@ -18,47 +17,24 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from . import hostconf, sockets
+from . import errorlog, hostconf, listening, live, orphans, proof, sockets
+from .dataplane import Reloaded, Verdict, Worker
 from .errors import ProxyDown, ReloadFailed, UsageProblem
+from .files import make_directory
 from .hostconf import HostConf
 from .model import Globals, HostFacts
-from .processes import all_pids, children, command_line, has_our_root, is_alive, open_files, started_at
+from .orphans import Orphan
+from .processes import children, command_line, is_alive, parent_of, started_at
 from .settings import LONGEST_SOCKET, Paths
 
-#: How long a reload may take to be proven; with 10,000 vhosts the parse alone takes 6 s.
-PROOF_SECONDS = 30.0
 _STOP_SECONDS = 10.0
-_MESSAGE = re.compile(r"\[(?P<level>emerg|crit|alert|error|warn)\] (?:(?P<pid>\d+)#\d+: )?(?P<text>.*)")
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One worker process of the master."""
-
-    pid: int
-    started: int
-    shutting_down: bool
-
-
-@dataclass(frozen=True)
-class Reloaded:
-    """What a proven reload cost."""
-
-    old_workers: tuple[tuple[int, int], ...] = ()
-    closed_connections: int = 0
-
-
-@dataclass(frozen=True)
-class Test:
-    """What `nginx -t` said."""
-
-    ok: bool
-    messages: tuple[str, ...]  # of level warn and above, as nginx writes them
+#: How long a reload waits for the end of an upgrade of nginx; the distribution's takes a second or two.
+_UPGRADE_SECONDS = 5.0
 
 
 class Nginx:
@@ -106,7 +82,8 @@ class Nginx:
         Raises:
             UsageProblem: the distribution's configuration cannot be read.
         """
-        return hostconf.facts(self.paths.root, self.settings, previous, self.host)
+        found = hostconf.facts(self.paths.root, self.settings, previous, self.host)
+        return replace(found, modules=live.modules(self, previous.modules if previous else ())) if self.settings.is_live else found
 
     @property
     def error_log(self) -> Path:
@@ -121,7 +98,7 @@ class Nginx:
     def wanted(self) -> bool:
         """Whether the operator wants it to run; in host mode: it includes router, and runs or was seen to."""
         if self.host is None:
-            return self.paths.wanted.exists() or self.master() is not None
+            return self.paths.wanted.exists() or self.master() is not None or bool(self._lost())
         return self.host.includes_router and (self.paths.wanted.exists() or self.master() is not None)
 
     def master(self) -> int | None:
@@ -131,6 +108,28 @@ class Nginx:
         except (OSError, ValueError):
             return None
         return pid if self._is_ours(pid) else None
+
+    def adopt(self) -> None:
+        """Give a master that runs its pid file back, which somebody removed: without it no reload reaches it.
+
+        One whose socket is gone too cannot be asked what it serves: it is an orphan, and a start ends it.
+        """
+        lost = self._lost()
+        if len(lost) == 1 and (self.paths.run / "probe.sock").is_socket():
+            self.pid_file.write_text(f"{lost[0]}\n")
+
+    def is_mute(self, facts: HostFacts) -> bool:
+        """Whether its socket was removed while it listens on it: no reload makes another."""
+        return not self._is_asked_by_name(facts) and not (self.paths.run / "probe.sock").is_socket()
+
+    def predecessor(self) -> int | None:
+        """The pid of the master that started the present one, in an upgrade of nginx (USR2), while its workers accept."""
+        try:
+            pid = int(Path(f"{self.pid_file}.oldbin").read_text())
+        except (OSError, ValueError):
+            return None
+        is_accepting = self._is_ours(pid) and pid != self.master() and any(not w.shutting_down for w in self.workers(pid))
+        return pid if is_accepting else None
 
     def workers(self, master: int | None = None) -> list[Worker]:
         """The workers of the master, those that are shutting down too."""
@@ -148,7 +147,7 @@ class Nginx:
         """What the generation that serves answers at this moment; None: nobody answers."""
         path = self.paths.run / "probe.sock"
         try:
-            if facts.probe_name and (self.is_host_mode or len(str(path)) > LONGEST_SOCKET):
+            if self._is_asked_by_name(facts):
                 ip = (self.settings.get("bind-address").split() or ["127.0.0.1"])[0]
                 return _ask(socket.AF_INET6 if ":" in ip else socket.AF_INET, (ip, self.settings.http_port), facts.probe_name)
             return _ask(socket.AF_UNIX, str(path), "router")
@@ -161,40 +160,53 @@ class Nginx:
         The answer alone proves nothing while old workers accept: the last proof is kept in run/proven and forgotten
         before each signal, so that after a crash in between the next one proves again.
         """
-        return self._proven() == probe and self.probe(facts) == probe
+        return proof.last(self.paths.run) == probe and self.probe(facts) == probe
 
-    def test(self, conf: Path) -> Test:
+    @cached_property
+    def routes(self) -> live.Live:
+        """What it knows of routes that change without a reload."""
+        return live.Live(self.paths.run / "live/admin.sock")
+
+    def in_flight(self, addresses: Iterable[str]) -> int:
+        """How many requests are under way at these addresses, of routes that change without a reload."""
+        return self.routes.in_flight([w.pid for w in self.workers()], addresses) if self.settings.is_live else 0
+
+    def test(self, conf: Path) -> Verdict:
         """`nginx -t` of a file."""
+        self._make_directories()
         done = self._run(["-t", "-q", *self._read_from(conf)], timeout=120)
         if done.returncode < 0:
             raise ReloadFailed(f"nginx -t was ended by signal {-done.returncode}", hint="the same command again")
-        return Test(done.returncode == 0, tuple(_messages(done.stderr)))
+        return Verdict(done.returncode == 0, tuple(errorlog.messages(done.stderr)))
 
     def start(self, facts: HostFacts, probe: str) -> None:
         """Start a managed master and see it answer with the generation whose probe is `probe`.
 
         What an earlier master left is ended first: after kill -9 its workers still hold the ports, and its sockets
-        keep a new one from binding.
+        keep a new one from binding.  They go on serving where it is known that a new one would not start.
 
         Raises:
             UsageProblem: host mode: the service manager starts nginx.
-            ProxyDown: it does not come up; its own words are in the message.
+            ProxyDown: it does not come up; its own words are in the message, and who has its port.
         """
         self.refuse_in_host_mode("start")
+        self._make_directories()
+        if (left := self.orphans()) and not (tested := self.test(self.conf)).ok:
+            words = f"nginx would not start: {errorlog.words(tested.messages)}; {orphans.counted(left)} still serve"
+            raise ProxyDown(words, hint="router doctor")
         self.end_orphans()
-        for directory in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
-            (self.paths.run / "tmp" / directory).mkdir(parents=True, exist_ok=True)
         self._write_signal_conf()
-        done = self._run(["-c", str(self.conf), "-p", f"{self.paths.run}/", "-g", "daemon on;"], timeout=PROOF_SECONDS)
+        done = self._run(["-c", str(self.conf), "-p", f"{self.paths.run}/", "-g", "daemon on;"], timeout=proof.SECONDS)
         if done.returncode != 0:
-            said = [m for m in _messages(done.stderr) if m.startswith("[emerg]")] or done.stderr.splitlines()
-            raise ProxyDown(f"nginx does not start: {_words(said)}", hint=f"its log: {self.error_log}")
-        deadline = time.monotonic() + PROOF_SECONDS
+            said = [m for m in errorlog.messages(done.stderr) if m.startswith("[emerg]")] or done.stderr.splitlines()
+            hint = "stop it, or: router proxy:set --global http-port N" if listening.is_taken(said) else f"its log: {self.error_log}"
+            raise ProxyDown(f"nginx does not start: {errorlog.words(listening.named(said))}", hint=hint)
+        deadline = time.monotonic() + proof.SECONDS
         while self.probe(facts) != probe:
             if time.monotonic() > deadline or (self.pid_file.exists() and self.master() is None):
                 raise ProxyDown("nginx was started and does not answer", hint=f"its log: {self.error_log}")
             time.sleep(0.002)
-        self._note_proof(probe)
+        proof.note(self.paths.run, probe)
 
     def stop(self) -> bool:
         """End the managed master: requests that run may finish for 10 s; False: it did not run.
@@ -228,11 +240,13 @@ class Nginx:
         master = self.master()
         if master is None:
             raise ProxyDown("nginx is not running", hint=self.start_line())
+        self._refuse_what_cannot_be_proven(facts)
+        self._make_directories()
         old = [w for w in self.workers(master) if not w.shutting_down]
         touched = self._client_connections(master, old)
-        log = _LogTail(self.error_log)
-        before = self._proven()
-        self._note_proof("")
+        log = errorlog.Tail(self.error_log)
+        before = proof.last(self.paths.run)
+        proof.note(self.paths.run, "")
         command = self.settings.get("reload-command")
         if self.is_host_mode and command:
             done = _run(shlex.split(command), 60, f"the reload-command ({command})")
@@ -241,42 +255,43 @@ class Nginx:
             done = self._run(["-s", "reload", *self._read_from(conf)], timeout=60)
         if done.returncode != 0:
             log.close()
-            self._note_proof(before)
-            raise ReloadFailed(f"the reload failed: {_words(done.stderr.splitlines())}", hint=f"its log: {self.error_log}")
+            proof.note(self.paths.run, before)
+            # in host mode the whole is parsed first, and a service manager keeps nginx's words to itself
+            verdict = self.test(self.conf)
+            if not verdict.ok and (said := next((m for m in verdict.messages if m.startswith("[emerg]")), "")):
+                raise proof.Kept(f"nginx did not take the change up: {said}", hint=f"its log: {self.error_log}")
+            raise ReloadFailed(f"the reload failed: {errorlog.words(done.stderr.splitlines())}", hint=f"its log: {self.error_log}")
         try:
-            self._prove(master, old, lambda: self._answers(facts, probe, before), log)
-        except _Kept:
-            self._note_proof(before)
+            proof.prove(master, old, lambda: self._answers(facts, probe, before), log, minds_conflicts=not self.is_host_mode)
+        except proof.Kept:
+            proof.note(self.paths.run, before)
             raise
         finally:
             log.close()
-        self._note_proof(probe or "")
+        proof.note(self.paths.run, probe or "")
         return Reloaded(tuple((w.pid, w.started) for w in old if is_alive(w.pid, w.started)), touched)
 
     def start_line(self) -> str:
         """What to type to start it."""
         return "sudo systemctl start nginx" if self.is_host_mode else "router proxy:start"
 
-    def end_orphans(self) -> None:
-        """End the processes of an earlier master of this root, and remove their sockets."""
-        if self.master() is not None:
-            return
-        log = str(self.paths.log / "error.log")
-        left = []
-        for pid in list(all_pids()):
-            title = command_line(pid)
-            is_ours = self._is_title_of_ours(title) or (title.startswith("nginx: worker") and log in open_files(pid))
-            if title.startswith("nginx: ") and is_ours and has_our_root(pid):
-                left.append((pid, started_at(pid)))
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for pid, started in left:
-                if is_alive(pid, started):
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, number)
-            deadline = time.monotonic() + 2
-            while any(is_alive(pid, started) for pid, started in left) and time.monotonic() < deadline:
-                time.sleep(0.005)
-        (self.paths.run / "probe.sock").unlink(missing_ok=True)
+    def orphans(self) -> list[Orphan]:
+        """The processes of an earlier master of this root; in host mode none: the service manager sees to them."""
+        if self.is_host_mode:
+            return []
+        master, before = self.master(), self.predecessor()
+        found = orphans.find(self.paths.log / "error.log", self.conf, master)
+        # in an upgrade the old master serves too, until somebody ends it
+        return [each for each in found if before is None or (each.pid != before and parent_of(each.pid) != before)]
+
+    def end_orphans(self) -> list[Orphan]:
+        """End the processes of an earlier master of this root, and remove their sockets; those that were ended."""
+        found = self.orphans()
+        orphans.end(found)
+        if self.master() is None:
+            (self.paths.run / "probe.sock").unlink(missing_ok=True)
+            self.routes.path.unlink(missing_ok=True)
+        return found
 
     def refuse_in_host_mode(self, verb: str) -> None:
         """In host mode the service manager starts and stops nginx.
@@ -287,45 +302,31 @@ class Nginx:
         if self.is_host_mode:
             raise UsageProblem(f"systemd owns nginx here (mode host): router does not {verb} it", hint=f"sudo systemctl {verb} nginx")
 
+    def _refuse_what_cannot_be_proven(self, facts: HostFacts) -> None:
+        deadline = time.monotonic() + _UPGRADE_SECONDS
+        while (before := self.predecessor()) is not None:
+            if time.monotonic() > deadline:
+                what = f"an upgrade of nginx is under way: the workers of its old master, pid {before}, accept too"
+                raise ReloadFailed(what, hint=f"kill -QUIT {before} ends them when they have finished what they do")
+            time.sleep(0.02)
+        if self.is_mute(facts):
+            path = self.paths.run / "probe.sock"
+            raise ReloadFailed(f"{path} is gone: nginx cannot be asked what it serves", hint="router doctor --fix starts it anew")
+
+    def _lost(self) -> list[int]:
+        """Masters of this root that no pid file names."""
+        if self.is_host_mode or self.pid_file.exists():
+            return []
+        return [each.pid for each in self.orphans() if not each.is_worker]
+
+    def _is_asked_by_name(self, facts: HostFacts) -> bool:
+        """Whether the probe is a server name: host mode has no socket, and bind(2) takes no long path."""
+        return bool(facts.probe_name) and (self.is_host_mode or len(str(self.paths.run / "probe.sock")) > LONGEST_SOCKET)
+
     def _answers(self, facts: HostFacts, probe: str | None, before: str) -> bool:
         answer = self.probe(facts)
         # without a probe of ours the host's default site may answer in its place
         return answer == probe if probe is not None else answer is None or answer != before
-
-    def _prove(self, master: int, old: Sequence[Worker], answers: Callable[[], bool], log: _LogTail) -> None:
-        deadline = time.monotonic() + PROOF_SECONDS
-        while True:
-            self._raise_on(log.messages(master))
-            letting_go = all(not is_alive(w.pid, w.started) or "shutting down" in command_line(w.pid) for w in old)
-            if letting_go and answers():
-                self._raise_on(log.messages(master))
-                return
-            if not is_alive(master):
-                raise ReloadFailed("nginx ended during the reload", hint=f"its log: {self.error_log}")
-            if time.monotonic() > deadline:
-                raise ReloadFailed(f"nginx did not take the change up within {PROOF_SECONDS:.0f} s", hint=f"its log: {self.error_log}")
-            time.sleep(0.002)
-
-    def _raise_on(self, messages: Sequence[str]) -> None:
-        for text in messages:
-            # a failed bind is tried five times; only the last word counts, or a port that frees up meanwhile
-            if text.startswith("[emerg] ") and " bind() to " not in text:
-                said = [m for m in messages if m.startswith("[emerg] ")]
-                words = next((m for m in said if "bind()" in m and "still" not in m), text)
-                raise _Kept(f"nginx did not take the change up: {words}", hint=f"its log: {self.error_log}")
-            if "conflicting server name" in text and not self.is_host_mode:
-                raise _Conflicting(f"nginx took the change up with a conflict: {text}", hint=f"its log: {self.error_log}")
-
-    def _proven(self) -> str:
-        try:
-            return (self.paths.run / "proven").read_text()
-        except FileNotFoundError:
-            return ""
-
-    def _note_proof(self, probe: str) -> None:
-        # on a full disk it is not noted, and the next command proves again
-        with contextlib.suppress(OSError):
-            (self.paths.run / "proven").write_text(probe)
 
     def client_connections(self, master: int) -> int:
         """How many client connections the workers that accept hold: a reload closes the idle ones."""
@@ -336,13 +337,17 @@ class Nginx:
         ports = {s.port for s in held.get(master) or () if s.listens and not s.is_unix}
         return sum(1 for w in workers for s in held.get(w.pid) or () if not s.listens and not s.is_unix and s.port in ports)
 
+    def _make_directories(self) -> None:
+        if self.is_host_mode:
+            return
+        for directory in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
+            make_directory(self.paths.run / "tmp" / directory)
+        # nginx lets everybody connect to its unix sockets: the directory is what keeps them out
+        make_directory(self.routes.path.parent, mode=0o700)
+
     def _is_ours(self, pid: int) -> bool:
         title = command_line(pid)
-        return title.startswith("nginx: master process") and (self.is_host_mode or self._is_title_of_ours(title))
-
-    def _is_title_of_ours(self, title: str) -> bool:
-        # as a word: another root may lie in a directory whose path ends like ours
-        return f" -c {self.conf} " in f"{title} "
+        return title.startswith("nginx: master process") and (self.is_host_mode or orphans.is_title_of(title, self.conf))
 
     def _write_signal_conf(self) -> Path:
         from .render import quoted  # with jinja2, which a look at the proxy does without
@@ -388,47 +393,6 @@ def _run(words: Sequence[str], timeout: float, what: str) -> subprocess.Complete
         raise ReloadFailed(f"{what} cannot be run: {why.strerror}") from None
 
 
-class _Kept(ReloadFailed):
-    """The master said itself that it keeps the old configuration."""
-
-    is_of_the_configuration = True
-
-
-class _Conflicting(ReloadFailed):
-    """The master took it up, but gave one app's name to another."""
-
-    is_of_the_configuration = True
-
-
-class _LogTail:
-    """What an error log gained since now."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("rb") if path.exists() else None
-        if self._file:
-            self._file.seek(0, os.SEEK_END)
-        self._seen: list[tuple[int, str]] = []
-        self._rest = b""
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file:
-            self._file.close()
-
-    def messages(self, pid: int) -> list[str]:
-        """`[level] text` of every line that process `pid` wrote."""
-        if self._file is None and self.path.exists():
-            self._file = self.path.open("rb")
-        if self._file is not None:
-            *whole, self._rest = (self._rest + self._file.read()).split(b"\n")
-            for line in whole:
-                match = _MESSAGE.search(line.decode(errors="replace"))
-                if match and match["pid"]:
-                    self._seen.append((int(match["pid"]), f"[{match['level']}] {match['text']}"))
-        return [text for writer, text in self._seen if writer == pid]
-
-
 def _ask(family: int, address: object, name: str) -> str | None:
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(2)
@@ -439,12 +403,3 @@ def _ask(family: int, address: object, name: str) -> str | None:
             answer += piece
     head, _, body = answer.partition(b"\r\n\r\n")
     return body.decode(errors="replace").strip() if b" 200 " in head.split(b"\r\n")[0] else None
-
-
-def _messages(said: str) -> list[str]:
-    """`[level] text` of each message, without time and pid."""
-    return [f"[{m['level']}] {m['text']}" for line in said.splitlines() if (m := _MESSAGE.search(line))]
-
-
-def _words(said: Sequence[str]) -> str:
-    return " / ".join(line.removeprefix("nginx: ") for line in said[-3:]) or "it said nothing"

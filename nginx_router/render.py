@@ -6,21 +6,24 @@ immutable sandbox, and what it makes goes through the same parse as snippets (`v
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, TemplateSyntaxError, UndefinedError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from . import directives
+from . import directives, routes
 from .errors import TemplateError, UsageProblem
+from .kinds import is_among
 from .model import TEMPLATE, App, Facts, Globals, HostFacts
 from .names import WEB, Endpoint, listener
 from .resources import shipped
-from .sandbox import Sandbox
+from .sandbox import Sandbox, Unrendered
 from .settings import LONGEST_SOCKET
 
 #: Beside it a name too long for the hash fails; no domain ends so.
@@ -47,13 +50,20 @@ class Renderer:
         """Port -> process, of the server blocks of an app.
 
         Raises:
-            UsageProblem: two entries mean one port and different processes.
+            UsageProblem: two entries mean one port and different processes, or the host allows no app this port.
         """
         if not app.ports:
             return {self.settings.http_port: WEB}
         found: dict[int, str] = {}
+        allowed, global_ports = self.settings.get("allowed-ports"), {self.settings.get("http-port"), self.settings.get("https-port")}
         for entry in app.ports:
             number = entry.number or self.settings.http_port
+            if allowed and str(number) not in global_ports and not is_among(number, allowed):
+                raise UsageProblem(
+                    f"{app.name}: port {number} is not among those that apps may have ({allowed})",
+                    hint=f"router proxy:set --global allowed-ports '{allowed} {number}'",
+                    app=app.name,
+                )
             if found.setdefault(number, entry.process) != entry.process:
                 raise UsageProblem(f"{app.name}: port {number} is given to {found[number]} and to {entry.process}", app=app.name)
         return found
@@ -108,6 +118,7 @@ class Renderer:
         variables = directives.believed(app.name, app.nginx, nginx)
         upstreams = [u for process in app.processes if (u := _upstream(app, process, facts, nginx))]
         names = {u["process"]: u["name"] for u in upstreams}
+        is_live = self._is_live(app, facts)
         by_process: dict[str, list[int]] = {}
         for port, process in sorted(self.ports(app).items()):
             by_process.setdefault(process, []).append(port)
@@ -117,14 +128,17 @@ class Renderer:
                 "ports": ports,
                 "listens": [listen for port in ports for listen in self.listens(port, app)],
                 "names": list(app.served_domains),
-                "upstream": names.get(process),
+                "upstream": _pool_name(_pool(nginx)) if is_live else names.get(process),
+                "live": upstream_name(app.name, process) if is_live else "",
                 "includes": [{"path": i.path, "source": i.source} for i in includes],
                 "location_includes": [{"path": i.path, "source": i.source} for i in location],
             }
             for process, ports in by_process.items()
         ]
         sources = [
-            name for name, there in (("DOMAINS", app.domains), ("UPSTREAMS", app.endpoints), ("app.toml", app.nginx or app.ports)) if there
+            name
+            for name, there in (("DOMAINS", app.domains), ("UPSTREAMS", app.endpoints or is_live), ("app.toml", app.nginx or app.ports))
+            if there
         ]
         if not app.domains_enabled:
             # the names stand here so that the generation knows whose they are
@@ -134,7 +148,7 @@ class Renderer:
             "sources": [f"apps/{app.name}/{sources[0]}", *sources[1:]] if sources else [f"apps/{app.name}"],
             "domains": list(app.served_domains),
             "http_includes": [{"path": i.path, "source": i.source} for i in http],
-            "upstreams": upstreams,
+            "upstreams": [] if is_live else upstreams,
             "servers": servers if app.served_domains else [],
             "nginx": nginx,
             "directives": directives.of_server(nginx, {*app.nginx, *self.settings.nginx}, self.facts.host_has),
@@ -145,6 +159,30 @@ class Renderer:
             **directives.logs(app.name, f"{self.root}/log", nginx),
         }
 
+    def routes(self, app: App, facts: Facts) -> dict[str, str]:
+        """Where the requests of an app go, by the names of its upstreams; nothing where that stands in its vhost.
+
+        Raises:
+            UsageProblem: a host name was not resolved.
+        """
+        if not self._is_live(app, facts):
+            return {}
+        nginx = self.properties(app)
+        found = {}
+        for process in app.processes:
+            if servers := _servers(app, process, facts):
+                peers = [(address, e.weight, "down" if e.down else "backup" if e.backup else "active") for address, e in servers.items()]
+                found[upstream_name(app.name, process)] = routes.line(nginx, peers)
+        return found
+
+    def pool(self, app: App, facts: Facts) -> tuple[str, ...]:
+        """How connections to the endpoints of an app are kept, where it shares them with others."""
+        return _pool(self.properties(app)) if self._is_live(app, facts) else ()
+
+    def _is_live(self, app: App, facts: Facts) -> bool:
+        # an own template says itself where requests go
+        return self.settings.is_live and self.template_of(app, facts) is None
+
     def http(
         self,
         number: int,
@@ -152,7 +190,9 @@ class Renderer:
         ports: Sequence[int],
         vhosts: Mapping[str, str],
         *,
+        pools: Collection[tuple[str, ...]] = (),
         probe_socket: str | None = None,
+        admin_socket: str | None = None,
         others: Sequence[str] = (),
     ) -> str:
         """router.conf of a generation: what stands at http level, the probe, the default sites, one include a vhost."""
@@ -168,6 +208,7 @@ class Renderer:
         return self._shipped.get_template("router.conf.j2").render(
             number=number,
             probe=probe,
+            live=self._live(pools, admin_socket) if self.settings.is_live else None,
             probe_socket=socket,
             probe_name=self.facts.probe_name,
             probe_listens=self.listens(self.settings.http_port),
@@ -181,7 +222,14 @@ class Renderer:
             others={"listens": [listen for p in sorted(ports) for listen in self.listens(p)], "names": sorted(others)},
         )
 
-    def wrapper(self, directory: Path, ports: Sequence[int], vhosts: Mapping[str, str], others: Sequence[str]) -> dict[str, str]:
+    def wrapper(
+        self,
+        directory: Path,
+        ports: Sequence[int],
+        vhosts: Mapping[str, str],
+        others: Sequence[str],
+        pools: Collection[tuple[str, ...]] = (),
+    ) -> dict[str, str]:
         """The files of a small configuration that lets `nginx -t` judge `vhosts` without all the rest.
 
         It has the same http-level lines, its own sockets, logs and temp directories (`nginx -t` really makes them), and
@@ -190,8 +238,17 @@ class Renderer:
         """
         alone = Renderer(self.root, self.settings, replace(self.facts, host_has=()))
         names = [_SECOND_NAME, *others]
-        socket = f"{directory}/probe.sock"
-        router_conf = alone.http(0, "validate", ports, vhosts, probe_socket=socket if len(socket) <= LONGEST_SOCKET else "", others=names)
+        probe, admin = (f"{directory}/{name}.sock" for name in ("probe", "admin"))
+        router_conf = alone.http(
+            0,
+            "validate",
+            ports,
+            vhosts,
+            pools=pools,
+            probe_socket=probe if len(probe) <= LONGEST_SOCKET else "",
+            admin_socket=admin if len(admin) <= LONGEST_SOCKET else "",
+            others=names,
+        )
         return {"nginx.conf": self.main(0, directory, f"{directory}", f"{directory}"), "router.conf": router_conf}
 
     def main(self, number: int, directory: Path, run: str = "", log: str = "") -> str:
@@ -199,6 +256,7 @@ class Renderer:
         return self._shipped.get_template("nginx.conf.j2").render(
             number=number,
             user=self.facts.user,
+            modules=self.facts.modules,
             nofile=self.facts.nofile,
             # each costs a worker 424 bytes from its start, and old workers pile up while they drain
             connections=min(self.facts.nofile // 2, 16384),
@@ -206,6 +264,30 @@ class Renderer:
             log=log or f"{self.root}/log",
             router_conf=f"{directory}/router.conf",
         )
+
+    def live_program(self) -> str:
+        """What chooses endpoints in nginx's workers, in Lua."""
+        return (shipped("templates") / "live.lua").read_text()
+
+    def _live(self, pools: Collection[tuple[str, ...]], admin_socket: str | None) -> dict[str, Any]:
+        apps = Counter(filter(None, pools))
+        return {
+            "program": f"{self.root}/current/live.lua",
+            # a new program is another text, which a reload takes up
+            "digest": hashlib.sha256(self.live_program().encode()).hexdigest()[:12],
+            "routes": f"{self.root}/current/live.tsv",
+            "admin": f"{self.root}/run/live/admin.sock" if admin_socket is None else admin_socket,
+            "pools": [
+                # each app may keep as many as it would alone; what that costs a worker at its start, 1,024 bound
+                {
+                    "name": _pool_name(pool),
+                    "keepalive": min(count * int(pool[0]), max(int(pool[0]), 1024)),
+                    "timeout": pool[1],
+                    "requests": pool[2],
+                }
+                for pool, count in sorted(apps.items())
+            ],
+        }
 
     def probe_socket(self) -> str:
         """The unix socket of the probe; empty where the probe is a secret server name.
@@ -225,21 +307,11 @@ class Renderer:
     def _custom(self, app: App, text: str, source: str, values: Mapping[str, Any], templates: Mapping[str, str]) -> str:
         try:
             return self._sandbox.render(text, values, templates)
-        except TemplateSyntaxError as why:
-            raise TemplateError(f"app {app.name}: {source}:{why.lineno}: {why.message}", app=app.name) from None
-        except TemplateNotFound as why:
-            raise TemplateError(
-                f"app {app.name}: {source}:{_line_of(why)}: no plugin brings a template '{why.name}' (hook template-dirs)", app=app.name
-            ) from None
-        except UndefinedError as why:
-            line = _line_of(why)
-            raise TemplateError(
-                f"app {app.name}: {source}:{line}: {why.message}", hint=f"there are: {' '.join(sorted(values))}", app=app.name
-            ) from None
-        except Exception as why:
-            # whatever expression the owner wrote, endless recursion included: it is theirs to mend and harms nobody else
-            words = str(why) or type(why).__name__
-            raise TemplateError(f"app {app.name}: {source}:{_line_of(why)}: {words}", app=app.name) from None
+        except Unrendered as why:
+            # whatever the owner wrote: it is theirs to mend, and harms nobody else
+            words = f"no plugin brings a template '{why.missing}' (hook template-dirs)" if why.missing else why.words
+            hint = f"there are: {' '.join(sorted(values))}" if why.is_undefined else ""
+            raise TemplateError(f"app {app.name}: {source}:{why.line}: {words}", hint=hint, app=app.name) from None
 
 
 @cache
@@ -281,22 +353,38 @@ def _upstream(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) ->
     if not any(not e.down for e in serving):
         return None
     only_backups = all(e.backup or e.down for e in serving)
-    servers: dict[str, dict[str, str]] = {}
-    for e in sorted(serving):
-        for address in addresses_of(app.name, e, facts):
-            # two names of one instance make one server: it has no two shares of the rotation
-            servers.setdefault(
-                address,
-                {"address": address, "flags": _flags(e, only_backups, nginx), "named": "" if e.address.is_literal else e.address.host},
-            )
+    servers = [
+        {"address": address, "flags": _flags(e, only_backups, nginx), "named": "" if e.address.is_literal else e.address.host}
+        for address, e in _servers(app, process, facts).items()
+    ]
     return {
         "name": upstream_name(app.name, process),
         "process": process,
         # 64k hold 56 to 64 servers, by the length of their addresses (measured on 1.22.1); later versions keep more of each
         "zone": f"{64 * (1 + len(servers) // 32)}k",
-        "servers": list(servers.values()),
+        "servers": servers,
         **directives.of_upstream(app.name, nginx, serving),
     }
+
+
+def _pool(values: Mapping[str, str]) -> tuple[str, ...]:
+    return values["proxy-keepalive"], values["proxy-keepalive-timeout"], values["proxy-keepalive-requests"]
+
+
+def _pool_name(pool: tuple[str, ...]) -> str:
+    return f"router_live_{'_'.join(pool)}"
+
+
+def _servers(app: App, process: str, facts: Facts) -> dict[str, Endpoint]:
+    """Where nginx connects to for a process, if one of its endpoints is up; two names of one instance have one share of the rotation."""
+    serving = [e for e in app.of_process(process) if not e.drain]
+    if all(e.down for e in serving):
+        return {}
+    found: dict[str, Endpoint] = {}
+    for e in sorted(serving):
+        for address in addresses_of(app.name, e, facts):
+            found.setdefault(address, e)
+    return found
 
 
 def addresses_of(app: str, endpoint: Endpoint, facts: Facts) -> list[str]:
@@ -325,12 +413,3 @@ def _flags(endpoint: Endpoint, only_backups: bool, nginx: Mapping[str, str]) -> 
     if endpoint.down:
         words.append("down")
     return "".join(f" {word}" for word in words)
-
-
-def _line_of(why: BaseException) -> int:
-    line, trace = 0, why.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "<template>":
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line

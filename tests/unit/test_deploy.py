@@ -93,7 +93,7 @@ class FakeRouter:
         return None
 
     def plane(self) -> Any:
-        return SimpleNamespace(master=lambda: None, workers=lambda: [])
+        return SimpleNamespace(master=lambda: None, workers=list, in_flight=lambda addresses: 0)
 
     def journalled(self, event: Event) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -1,0 +1,111 @@
+"""The routes that a running nginx has, over the admin socket of `templates/live.lua`: asked, changed, and counted.
+
+What is written is believed by its answer alone: the version that nginx has then.  Where an answer was lost, or another
+version was there than the one that the difference was made for, all routes are sent.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from . import hostconf
+from .errors import ReloadFailed, UsageProblem
+from .routes import Routes, lines
+from .settings import LONGEST_SOCKET
+
+if TYPE_CHECKING:
+    from .nginx import Nginx
+
+_SECONDS = 10.0
+
+
+def modules(nginx: Nginx, known: Sequence[str]) -> tuple[str, ...]:
+    """The files of nginx's Lua module, in the order in which they are loaded; `known` are those of before.
+
+    Raises:
+        UsageProblem: this nginx has none, or it is the service manager's.
+    """
+    if nginx.is_host_mode:
+        raise UsageProblem("updates live is for router's own nginx (mode managed)", hint="router proxy:set --global updates reload")
+    if len(str(nginx.routes.path)) > LONGEST_SOCKET:
+        raise UsageProblem(f"updates live needs a shorter root: {nginx.routes.path} is too long for a socket")
+    if known and all(Path(file).is_file() for file in known):
+        return tuple(known)
+    directory = Path(hostconf.built_in(nginx.binary).get("modules-path", ""))
+    files = [directory / f"{name}_module.so" for name in ("ndk_http", "ngx_http_lua")]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UsageProblem(
+            f"updates live needs nginx's Lua module, and there is no {missing[0]}",
+            hint="sudo apt-get install libnginx-mod-http-lua, or: router proxy:set --global updates reload",
+        )
+    return tuple(map(str, files))
+
+
+class Live:
+    """The admin socket of one nginx."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def version(self) -> str:
+        """The version of the routes that nginx has; empty: it has none, or nobody answers."""
+        try:
+            status, body = self._ask("GET", "/version")
+        except OSError:
+            return ""
+        return body if status == 200 else ""
+
+    def take(self, version: str, routes: Routes, before: Routes | None) -> None:
+        """Have nginx send requests by `routes`; `before` is what it has (None: not known).
+
+        Raises:
+            ReloadFailed: it did not take them, its memory is full for one; what it has now is not known.
+        """
+        why = "it has no answer"
+        for changed in ([lines(before, routes)] if before is not None else []) + [None]:
+            only = changed is None
+            try:
+                status, body = self._ask(
+                    "POST",
+                    f"/routes?{urlencode({'version': version, 'only': int(only)})}",
+                    lines({}, routes) if changed is None else changed,
+                )
+            except OSError as problem:
+                why = problem.strerror or str(problem)
+                continue
+            if status == 200 and body == version:
+                return
+            why = "no memory: it has room for some 200,000 endpoints" if body == "no memory" else body or f"status {status}"
+        raise ReloadFailed(f"nginx did not take the endpoints up: {why}", hint="router proxy:reload")
+
+    def in_flight(self, workers: Iterable[int], addresses: Iterable[str]) -> int:
+        """How many requests these workers have under way at these addresses, a websocket is one; 0 where nobody answers.
+
+        Raises:
+            ReloadFailed: it did not say.
+        """
+        asked = urlencode([*(("pid", pid) for pid in workers), *(("address", address) for address in addresses)])
+        try:
+            status, body = self._ask("GET", f"/in-flight?{asked}")
+        except OSError:
+            return 0
+        if status != 200 or not body.isdigit():
+            raise ReloadFailed(f"nginx does not say what is under way: {body or status}", hint="router doctor")
+        return int(body)
+
+    def _ask(self, method: str, target: str, body: str = "") -> tuple[int, str]:
+        data = body.encode()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_SECONDS)
+            connection.connect(str(self.path))
+            connection.sendall(f"{method} {target} HTTP/1.0\r\nHost: router\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+            answer = b""
+            while piece := connection.recv(65536):
+                answer += piece
+        head, _, content = answer.partition(b"\r\n\r\n")
+        words = head.split()
+        return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0, content.decode(errors="replace").strip()

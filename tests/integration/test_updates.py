@@ -1,0 +1,454 @@
+"""How an instance is chosen, and what a deploy may lose: one contract, whether endpoint changes reload nginx or not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nginx_router.errors import ReloadFailed
+from nginx_router.live import Live as Admin
+from nginx_router.processes import is_alive
+
+from .conftest import Backend, until
+from .test_deploy_live import Clients
+
+if TYPE_CHECKING:
+    from .conftest import Live
+
+pytestmark = pytest.mark.timeout(180)
+
+HOST = "blog.test"
+
+
+def switch(live: Live) -> None:
+    """Endpoint changes reach nginx without a reload from now on."""
+    result = live("proxy:set", "--global", "updates", "live")
+    assert result.code == 0, f"these tests need nginx's Lua module (script/bootstrap --dev installs it): {result}"
+
+
+@pytest.fixture(params=["reload", "live"])
+def both(live: Live, request: pytest.FixtureRequest) -> Live:
+    """A root whose nginx runs, in the one way of updating and in the other."""
+    if request.param == "live":
+        switch(live)
+    return live
+
+
+@pytest.fixture
+def lively(live: Live) -> Live:
+    """A root whose nginx takes endpoint changes up without a reload."""
+    switch(live)
+    return live
+
+
+@pytest.fixture
+def three(backend: Callable[..., Backend]) -> list[Backend]:
+    """Three instances, with names of their own."""
+    return [backend(name) for name in ("one", "two", "three")]
+
+
+def spread(live: Live, count: int) -> Counter[str]:
+    """Who answered `count` requests."""
+    found: Counter[str] = Counter()
+    for _ in range(count):
+        answer = live.get(HOST)
+        assert answer.status == 200, answer
+        found[answer.body] += 1
+    return found
+
+
+class Half:
+    """An instance that takes a request and hangs up without an answer."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __str__(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    self.asked += 1
+
+
+@pytest.fixture
+def half() -> Iterator[Half]:
+    """An instance that takes a request and hangs up without an answer."""
+    one = Half()
+    yield one
+    one.close()
+
+
+def test_requests_are_spread_evenly(both: Live, three: list[Backend]) -> None:
+    both.app("blog", [HOST], three)
+    both.done("reconcile")
+    found = spread(both, 300)
+    assert all(90 <= count <= 110 for count in found.values()) and len(found) == 3, found
+
+
+def test_weights_count(both: Live, three: list[Backend]) -> None:
+    both.app("blog", [HOST], [f"{three[0]} weight=4", three[1], three[2]])
+    both.done("reconcile")
+    found = spread(both, 300)
+    assert 180 <= found["one"] <= 220 and min(found["two"], found["three"]) >= 40, found
+
+
+def test_a_backup_and_one_that_is_down(both: Live, three: list[Backend]) -> None:
+    both.app("blog", [HOST], [three[0], f"{three[1]} backup", f"{three[2]} down"])
+    both.done("reconcile")
+    assert spread(both, 20) == {"one": 20}
+    three[0].close()
+    assert spread(both, 20) == {"two": 20}
+    both.done("apps:upstreams:set", "blog", three[2])
+    assert spread(both, 20) == {"three": 20}
+
+
+def test_a_client_stays_where_it_is(both: Live, three: list[Backend]) -> None:
+    both.app("blog", [HOST], three)
+    both.done("reconcile")
+    both.done("nginx:set", "blog", "load-balancing", "ip_hash")
+    (name,) = spread(both, 60)
+    next(one for one in three if one.name == name).close()
+    assert len(spread(both, 60)) == 1, "the same other one each time"
+
+
+@pytest.mark.parametrize("method", ["least_conn", "random two"])
+def test_all_are_chosen(both: Live, three: list[Backend], method: str) -> None:
+    both.app("blog", [HOST], three)
+    both.done("reconcile")
+    both.done("nginx:set", "blog", "load-balancing", method)
+    assert len(spread(both, 60)) == 3
+
+
+def test_one_that_fails_is_left_out_and_comes_back(both: Live, three: list[Backend]) -> None:
+    both.app("blog", [HOST], three)
+    both.done("reconcile")
+    both.done("nginx:set", "blog", "fail-timeout", "2s")
+    port = three[0].port
+    three[0].close()
+    assert "one" not in spread(both, 60), "no request fails"
+    again = Backend("one", port)
+    try:
+        until(lambda: "one" in spread(both, 6), 20, "its return")
+    finally:
+        again.close()
+
+
+def test_a_request_that_an_instance_began_is_repeated_only_if_that_is_safe(both: Live, half: Half, backend: Callable[..., Backend]) -> None:
+    both.app("blog", [HOST], [half, backend("good")])
+    both.done("reconcile")
+    both.done("nginx:set", "blog", "max-fails", "0")
+    assert spread(both, 20) == {"good": 20}
+    assert half.asked >= 5, "each was given to the one first in its turn"
+
+    def post() -> int:
+        with socket.create_connection(("127.0.0.1", both.port), timeout=10) as client:
+            client.sendall(f"POST / HTTP/1.0\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\nab".encode())
+            return int(client.recv(65536).split()[1])
+
+    assert {post() for _ in range(6)} == {200, 502}
+
+
+def test_an_app_without_instances_says_so(both: Live, three: list[Backend]) -> None:
+    both.app("blog", [HOST], [])
+    both.done("reconcile")
+    answer = both.get(HOST)
+    assert answer.status == 502 and "no instance is running" in answer.body
+    both.done("apps:deploy", "blog", three[0])
+    assert both.get(HOST).body == "one"
+    both.done("apps:upstreams:clear", "blog")
+    assert both.get(HOST).status == 502
+
+
+class Slow:
+    """An instance whose answers to /slow wait until they may go."""
+
+    def __init__(self) -> None:
+        self.may_go = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def __str__(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        self.may_go.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._serve, args=(connection,), daemon=True))
+                self._threads[-1].start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            request = connection.recv(65536)
+            if b"Upgrade: websocket" in request:
+                connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+                while data := connection.recv(65536):
+                    connection.sendall(data)
+                return
+            if b" /slow " in request:
+                self.may_go.wait(30)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nslow")
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    """An instance whose answers to /slow wait."""
+    one = Slow()
+    yield one
+    one.close()
+
+
+def test_an_old_instance_is_printed_when_its_last_request_is_answered(both: Live, slow: Slow, three: list[Backend]) -> None:
+    both.app("blog", [HOST], [slow])
+    both.done("reconcile")
+    answers: list[int] = []
+    asking = threading.Thread(target=lambda: answers.append(both.get(HOST, "/slow").status))
+    asking.start()
+    time.sleep(0.3)  # until it is under way; nothing tells
+    deploy = both.begin("apps:deploy", "blog", three[0])
+    until(lambda: both.get(HOST).body == "one", 30, "the new instance")
+    time.sleep(0.5)
+    assert deploy.process.poll() is None, "the request is still under way"
+    slow.may_go.set()
+    result = deploy.wait()
+    assert result.code == 0 and result.out == f"{slow}\n", result
+    asking.join(10)
+    assert answers == [200]
+
+
+def test_at_the_deadline_it_is_printed_and_said(both: Live, slow: Slow, three: list[Backend]) -> None:
+    both.app("blog", [HOST], [slow])
+    both.done("reconcile")
+    asking = threading.Thread(target=both.get, args=(HOST, "/slow"))
+    asking.start()
+    time.sleep(0.3)  # until it is under way; nothing tells
+    result = both("apps:deploy", "blog", three[0], "--drain", "1", "--format", "json")
+    assert result.code == 0 and result.json["forced"] == 1 and result.json["retired"] == [str(slow)], result
+    assert result.json["kind"] == "endpoints"
+    slow.may_go.set()
+    asking.join(10)
+
+
+# without a reload
+
+
+def pids(live: Live) -> list[int | None]:
+    """The master and its workers: the same as long as nothing was reloaded or restarted."""
+    return [live.master, *sorted(live.workers())]
+
+
+def socket_of(live: Live) -> Admin:
+    return Admin(live.paths.run / "live/admin.sock")
+
+
+def test_deploys_need_no_reload_and_lose_nothing(lively: Live, backend: Callable[..., Backend]) -> None:
+    lively.app("blog", [HOST], [backend("v0")])
+    lively.done("reconcile")
+    lively.done("nginx:set", "blog", "keepalive-requests", "1000000")  # nginx closes a connection after so many, whoever changes what
+    before = pids(lively)
+    clients = Clients(lively.port)
+    try:
+        for number in range(1, 11):
+            old = lively.store.texts("blog")["UPSTREAMS"].split()[0]  # type: ignore[index]  # it is there
+            result = lively.done("apps:deploy", "blog", backend(f"v{number}"))
+            assert result.out == f"{old}\n"
+            assert lively.get(HOST).body == f"v{number}"
+    finally:
+        clients.stop()
+    assert clients.failures == [] and clients.repeated == 0 and clients.unrepeated == 0, "not even an idle connection was closed"
+    assert pids(lively) == before, "the same nginx"
+    assert sum(line["reloads"] for line in lively.journal()[-10:]) == 0
+    assert {line["kind"] for line in lively.journal()[-10:]} == {"endpoints"}
+    lively.serves_current()
+    lively.is_consistent()
+
+
+def test_the_socket_that_changes_routes_is_nobody_elses(lively: Live) -> None:
+    directory = lively.paths.run / "live"
+    assert (directory / "admin.sock").is_socket() and directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_websocket_lives_on(lively: Live, slow: Slow, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [slow])
+    lively.done("reconcile")
+    with socket.create_connection(("127.0.0.1", lively.port), timeout=10) as client:
+        client.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n".encode())
+        assert b" 101 " in client.recv(65536)
+        result = lively.done("apps:deploy", "blog", three[0], "--drain", "1", "--format", "json")
+        assert result.json["forced"] == 1, "it is counted as what is under way"
+        client.sendall(b"still there")
+        assert client.recv(65536) == b"still there"
+
+
+def test_an_upload_goes_where_the_newest_version_says(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    with socket.create_connection(("127.0.0.1", lively.port), timeout=30) as client:
+        client.sendall(f"POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 4\r\n\r\nab".encode())
+        lively.done("apps:deploy", "blog", three[1])
+        three[0].close()
+        client.sendall(b"cd")
+        assert client.recv(65536).endswith(b"two")
+
+
+def test_what_else_reloads_keeps_the_routes(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    lively.done("apps:deploy", "blog", three[1])
+    before = pids(lively)
+    lively.done("apps:domains:add", "blog", "www.blog.test")
+    assert pids(lively) != before, "a domain is structure"
+    assert lively.get("www.blog.test").body == lively.get(HOST).body == "two"
+    lively.done("proxy:reload")
+    assert lively.get(HOST).body == "two"
+    lively.done("apps:destroy", "blog", "--force")
+    assert lively.get(HOST).status == 0
+
+
+@pytest.mark.parametrize("who", ["worker", "master", "all"])
+def test_what_is_killed_comes_back_with_the_newest_routes(lively: Live, three: list[Backend], who: str) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    lively.done("apps:deploy", "blog", three[1])
+    master, workers = lively.master, lively.workers()
+    assert master
+    for pid in {"worker": workers[:1], "master": [master], "all": [master, *workers]}[who]:
+        os.kill(pid, signal.SIGKILL)
+    if who != "worker":
+        until(lambda: not is_alive(master))
+        lively.done("proxy:start")
+    until(lambda: lively.get(HOST).status == 200)
+    assert spread(lively, 10) == {"two": 10}
+    assert lively.done("apps:deploy", "blog", three[2]).out == f"{three[1]}\n", "the dead worker's requests are over"
+    assert spread(lively, 10) == {"three": 10}
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
+def test_a_broken_snapshot_keeps_nobody_from_being_served(lively: Live, three: list[Backend], damage: str) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    lively.done("proxy:stop")
+    snapshot = lively.paths.current / "live.tsv"
+    text = snapshot.read_text()
+    if damage == "gone":
+        snapshot.unlink()
+    else:
+        snapshot.write_text(text[: len(text) // 2] if damage == "cut" else "\0\xff no snapshot\n")
+    lively.done("proxy:start")
+    assert spread(lively, 5) == {"one": 5}
+
+
+def test_an_answer_that_is_lost_ends_with_the_right_routes(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    admin = lively.paths.run / "live"
+    aside = lively.paths.run / "aside"
+    admin.rename(aside)
+    try:
+        result = lively("apps:deploy", "blog", three[1])
+        assert result.code == 9 and "did not take the endpoints up" in result.err, result
+        assert spread(lively, 5) == {"one": 5}
+        assert str(three[0]) in lively.store.texts("blog")["UPSTREAMS"]  # type: ignore[index]  # it is there
+    finally:
+        with contextlib.suppress(OSError):
+            admin.rmdir()
+        aside.rename(admin)
+    # taken up, but its word was lost: the next command sends all
+    routes = {"router_blog.web": f"round_robin 1 10 {str(three[2]).replace(':', '|')}|1|active"}
+    socket_of(lively).take("99-lost", routes, None)
+    assert spread(lively, 5) == {"three": 5}
+    assert lively("status").code == 9
+    lively.done("apps:lock", "blog")
+    assert spread(lively, 5) == {"one": 5}
+    lively.serves_current()
+
+
+def test_a_full_memory_refuses_and_loses_nothing(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    index = lively.generations.current()
+    assert index
+    admin = socket_of(lively)
+    filler = {f"filler{n}": "round_robin 1 10 " + "x" * 100_000 for n in range(400)}
+    with pytest.raises(ReloadFailed, match="no memory"):
+        admin.take(index.live, index.routes | filler, index.routes)
+    assert spread(lively, 5) == {"one": 5}
+    lively.done("apps:deploy", "blog", three[1])
+    assert spread(lively, 5) == {"two": 5}
+
+
+def test_without_the_module_it_is_refused_with_the_command_that_installs_it(live: Live) -> None:
+    fake = live.write(
+        "bin/nginx", '#!/bin/sh\n[ "$1" = -V ] && { echo "configure arguments: --modules-path=/nowhere" >&2; exit 0; }\nexec nginx "$@"\n'
+    )
+    fake.chmod(0o755)
+    live.done("proxy:set", "--global", "nginx-binary", fake)
+    with live.unchanged():
+        result = live("proxy:set", "--global", "updates", "live")
+    assert result.code == 2 and "libnginx-mod-http-lua" in result.err, result
+
+
+def test_an_own_template_says_itself_where_requests_go(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    shipped = lively.done("apps:nginx:show-config", "--template").out
+    lively.write("apps/blog/nginx.conf.j2", shipped)
+    lively.done("reconcile", "blog")
+    before = pids(lively)
+    assert lively.done("apps:deploy", "blog", three[1]).out == f"{three[0]}\n"
+    assert pids(lively) != before and lively.get(HOST).body == "two"
+
+
+def test_back_to_reloads_under_load(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    clients = Clients(lively.port)
+    try:
+        lively.done("proxy:set", "--global", "updates", "reload")
+        lively.done("apps:deploy", "blog", three[1])
+        switch(lively)
+        lively.done("apps:deploy", "blog", three[2])
+    finally:
+        clients.stop()
+    assert clients.failures == []
+    assert spread(lively, 5) == {"three": 5}
+
+
+def test_a_dry_run_says_that_nothing_is_reloaded(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    with lively.unchanged():
+        result = lively.done("apps:deploy", "blog", three[1], "--dry-run")
+    assert "endpoints: no reload" in result.err, result
