@@ -33,6 +33,7 @@ _SPELLINGS = {"-h": "help", "--help": "help", "--version": "version"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words, is_traced = _take_trace(list(sys.argv[1:] if argv is None else argv))
+    os.umask(os.umask(0o022) | 0o022)  # of what is made here, by nginx and by plugins too, nothing is for others to write
     out = Output()
     with _terminated_by_exit():
         try:

@@ -1,7 +1,8 @@
 """The only module that prints: stdout is data, stderr is talk, JSON where it was asked for.
 
-Not on a terminal there is no colour and no layout that a script would have to undo; on one, rich makes the keys of a
-report stand out (it is imported then, and only then: it costs as much as everything else together).
+Not on a terminal there is no colour and no layout that a script would have to undo: one line stays one line, byte for byte.
+On one, long lines go on below themselves, broken between words, and rich makes the keys of a report stand out (it is imported
+then, and only then: it costs as much as everything else together).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 #: What a shell sees of a process whose reader went away (128 + SIGPIPE).
 READER_GONE = 141
 _NUMBER = re.compile(r"[-+]?[0-9.]+%?")
+#: Of a terminal that does not say how wide it is.
+_COLUMNS = 80
+#: What is pasted into a shell and would fall apart if it were broken into lines.
+_PASTED = re.compile(r"\s*(router|sudo|kill|ln|chmod|chown|systemctl) \S")
 
 
 class Output:
@@ -42,14 +46,36 @@ class Output:
             # file names and hand-edited files may hold any byte: they leave as they came
             self._stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # a plain TextIO in tests
 
-    def data(self, line: object = "") -> None:
-        """One line of the answer, to stdout."""
-        self._write(f"{line}\n")
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person looks at the answer, and not a script."""
+        return self._stdout.isatty()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a person looks at the talk."""
+        return self._stderr.isatty()
+
+    def data(self, line: object = "", *, hang: int | None = None) -> None:
+        """One line of the answer, to stdout; with `hang`, what does not fit on a terminal goes on below, so many columns in."""
+        lines = [str(line)] if hang is None else _folded(str(line), _columns(self._stdout), hang)
+        self._write("".join(f"{each}\n" for each in lines))
 
     def text(self, text: str) -> None:
         """Text of several lines as it is, to stdout."""
         if text:
             self._write(text if text.endswith("\n") else text + "\n")
+
+    def binary(self, data: bytes) -> None:
+        """Bytes that are no text, to stdout; nothing else is printed there."""
+        try:
+            self._stdout.buffer.write(data)
+        except BrokenPipeError:
+            self._forget_stdout()
+            raise SystemExit(READER_GONE) from None
+        except OSError as why:
+            self._forget_stdout()
+            raise OSError(why.errno, why.strerror, "standard output") from None
 
     def json(self, value: object) -> None:
         """The answer as JSON, to stdout."""
@@ -57,19 +83,26 @@ class Output:
 
     def say(self, line: str) -> None:
         """One line for the person, to stderr; a reader who went away does not stop a change that is under way."""
-        with contextlib.suppress(OSError):
-            self._stderr.write(f"{line}\n")
-            self._stderr.flush()
+        self._talk(_folded(_visible(line), _columns(self._stderr)))
 
     def error(self, error: RouterError) -> None:
         """One line `router: what`, and one with what to do next."""
-        prefix = "\x1b[1;31mrouter:\x1b[0m" if _takes_colour(self._stderr) else "router:"
-        self.say(f"{prefix} {_one_line(error.message)}")
+        prefix = "router:"
+        lines = _folded(f"{prefix} {_visible(_one_line(error.message))}", _columns(self._stderr), len(prefix) + 1)
+        if _takes_colour(self._stderr):
+            lines[0] = lines[0].replace(prefix, f"\x1b[1;31m{prefix}\x1b[0m", 1)
+        self._talk(lines)
         if error.hint:
             self.say(f"  {_one_line(error.hint)}")
 
     def listing(self, values: Iterable[object]) -> None:
-        """Names one a line without a header, or a JSON array."""
+        """Names one a line without a header, or a JSON array.
+
+        Raises:
+            UsageProblem: the value of a key was asked for, and names have none.
+        """
+        if self.key is not None:
+            raise UsageProblem(f"no key {shown(f'--{self.key}')} here: these are names", hint="--format json gives them as an array")
         found = list(values)
         if self.is_json:
             self.json(found)
@@ -89,7 +122,7 @@ class Output:
         if self.key not in (None, *known) and str(self.key).replace("-", "_") in known:
             self.key = str(self.key).replace("-", "_")  # options have dashes everywhere else
         if self.key is not None and self.key not in known:
-            options = [f"--{key}" for key in known]
+            options = [f"--{key.replace('_', '-')}" for key in known]
             wanted = f"--{self.key}"
             raise UsageProblem(f"no key {shown(wanted)} in this report{nearest(wanted, options)}", hint=f"there are: {' '.join(options)}")
         found: list[Any] = [dict(row) for row in rows]
@@ -107,18 +140,25 @@ class Output:
                 self._row(row)
 
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
-        """A short word and what there is to say of it, one a line; the word of several lines stands once."""
+        """A short word and what there is to say of it, one a line; the word of several lines stands once.
+
+        On a terminal a text that does not fit goes on below itself.
+        """
         found = list(rows)
         width = max((len(word) for word, _ in found), default=0)
+        columns = _columns(self._stdout)
         before = None
         for word, text in found:
             label = f"{'' if word == before else word:<{width}}"
-            self.data(f"{_bold(label) if word != before and _takes_colour(self._stdout) else label}  {text}".rstrip())
+            first, *more = _folded(text, max(columns - width - 2, 1) if columns else 0, 0)
+            self.data(f"{_bold(label) if word != before and _takes_colour(self._stdout) else label}  {first}".rstrip())
+            for line in more:
+                self.data(f"{'':<{width}}  {line}")
             before = word
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Aligned columns, numbers to the right; on a terminal a line that does not fit is cut."""
-        width = shutil.get_terminal_size().columns if self._stdout.isatty() else 0
+        width = _columns(self._stdout)
         for number, line in enumerate(_aligned(columns, rows)):
             line = f"{line[: width - 1]}…" if 0 < width < len(line) else line
             self.data(_bold(line) if number == 0 and _takes_colour(self._stdout) else line)
@@ -193,11 +233,18 @@ class Output:
         changes = [o for o in outcomes if not o.error and o.kind != "nothing"]
         for outcome in changes:
             if outcome.serving is not None:  # a stopped proxy was named already
-                reloads = f"a reload touched {outcome.closed_connections} connections" if outcome.reloads else "no reload of its own"
+                number = outcome.closed_connections
+                touched = f"a reload touched {number} connection{'' if number == 1 else 's'}"
+                reloads = touched if outcome.reloads else "no reload of its own"
                 self.say(f"{_subject(outcome)}: {outcome.kind}, generation {outcome.generation}, {reloads}")
         if not changes and not any(o.error or o.notes or o.serving is None for o in outcomes):
             # an app without domains and endpoints was saved all the same
             self.say(f"{_subject(outcomes[0])}: saved, nothing to reload" if len(outcomes) == 1 else "nothing to reload")
+
+    def _talk(self, lines: Sequence[str]) -> None:
+        with contextlib.suppress(OSError):
+            self._stderr.write("".join(f"{line}\n" for line in lines))
+            self._stderr.flush()
 
     def _write(self, text: str) -> None:
         try:
@@ -302,12 +349,49 @@ def _answer(outcome: Outcome) -> dict[str, Any]:
     return answer | ({"problem": outcome.error.message, "exit": outcome.error.exit_code} if outcome.error else {})
 
 
+def _columns(stream: TextIO) -> int:
+    """How many columns a terminal has; 0: it is none, and nothing is laid out for it."""
+    if not stream.isatty():
+        return 0
+    said = os.environ.get("COLUMNS", "")
+    with contextlib.suppress(OSError):  # of this stream: the other one may go into a pipe
+        return int(said) if said.isdecimal() and int(said) else os.get_terminal_size(stream.fileno()).columns or _COLUMNS
+    return _COLUMNS
+
+
+def _folded(line: str, columns: int, hang: int | None = None) -> list[str]:
+    """A line as a terminal of so many columns shows it without breaking a word.
+
+    All but the first begin `hang` columns in; without, two deeper than the first.  A word that is longer stays whole, and so
+    does a command, so that both can be copied.
+    """
+    if not columns or len(line) <= columns or _PASTED.match(line):
+        return [line]
+    import textwrap
+
+    deeper = len(line) - len(line.lstrip(" ")) + 2
+    fold = textwrap.TextWrapper(
+        columns,
+        subsequent_indent=" " * (deeper if hang is None else hang),
+        expand_tabs=False,
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [each for part in line.split("\n") for each in fold.wrap(part) or [""]]
+
+
 def _takes_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _one_line(text: str) -> str:
     return "; ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+def _visible(line: str) -> str:
+    """A line for a terminal: names and files may hold what would move its cursor or colour its words."""
+    return line if line.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in line)
 
 
 def _word(value: object) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT = 60.0
 
 _HELP = ("-h", "--help")
+#: In the usage of a command whose `-` is a file, and no lines of arguments.
+_RAW = "FILE|-"
 #: What of typer is understood here, besides the declarations; `help` and `metavar` change no value
 _PLAIN = ("default", "param_decls", "help", "metavar", "show_default", "min", "max", "rich_help_panel", "hidden")
 _TYPED = {str: "a text", int: "a whole number", float: "a number"}
@@ -83,7 +85,8 @@ def parse(command: Command, function: Callable[..., Any], args: Sequence[str], s
         return Call(help=helptext.page(_explained(command, function, reader)))
     words, key = _take_key(command, args, reader.options)
     try:
-        values = reader.read(_with_stdin(words, stdin))
+        # a command that reads FILE|- takes stdin as it is
+        values = reader.read(words if _RAW in command.usage else _with_stdin(words, stdin))
     except _Wrong as why:
         hint = f"usage: {usage(command)}" + ("" if command.usage else ", without arguments")
         raise UsageProblem(f"{command.name}: {why}", hint=hint) from None
@@ -163,7 +166,8 @@ class _Plain(_Reader):
             else:
                 if not equals and not rest:
                     raise _Wrong(f"{option} needs a value")
-                given[p.name] = _value(p, value if equals else rest.pop(0))
+                found = _value(p, value if equals else rest.pop(0))
+                given[p.name] = [*given.get(p.name, ()), found] if p.is_list else found
         return given, operands
 
 
@@ -263,9 +267,9 @@ def _plain(parameter: inspect.Parameter) -> Parameter | None:
     kind = (typing.get_args(inner[0]) or (None,))[0] if is_list else inner[0]
     if len(inner) != 1 or kind not in (*_TYPED, bool) or declared.max is not None:
         return None
-    if is_option and (is_list or not names or not all(str(name).startswith("-") and "/" not in str(name) for name in names)):
+    if is_option and (not names or not all(str(name).startswith("-") and "/" not in str(name) for name in names)):
         return None
-    if not is_option and (names or kind is bool):
+    if (kind is bool and (is_list or not is_option)) or (names and not is_option):
         return None
     is_required = parameter.default is parameter.empty
     return Parameter(
@@ -306,7 +310,8 @@ def _explained(command: Command, function: Callable[..., Any], reader: _Reader) 
     import inspect
 
     count = len(reader.rows) - len(COMMON[command.kind])
-    common = [*reader.rows[count:], *([("--KEY", "Print one value: any key of the JSON form.")] if command.kind == "report" else [])]
+    keys = f"Print one value; KEY is {' '.join(command.keys)}." if command.keys else "Print one value: any key of the JSON form."
+    common = [*reader.rows[count:], *([("--KEY", keys)] if command.kind == "report" else [])]
     return helptext.explained(command, inspect.getdoc(function) or "", reader.rows[:count], [*common, (", ".join(_HELP), "Print this.")])
 
 

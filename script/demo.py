@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import io
-import json
 import os
+import pty
+import select
 import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +36,9 @@ HERE = Path(__file__).resolve().parent
 ROUTER = HERE.parent / ".venv/bin/router"
 HOSTS = {"blog.localhost": "blog", "shop.localhost": "shop"}
 PR_SET_CHILD_SUBREAPER = 36
+#: Of the closing table, and of its picture.
+WIDTH = 80
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 class Broken(Exception):
@@ -88,21 +97,22 @@ class Demo:
         table = Table(
             title="What happened, under load",
             caption=f"{sent:,} requests sent, {failed} failed; kept connections opened again: {self.load.repeated}",
-            show_lines=True,
+            title_justify="left",
+            caption_justify="left",
+            box=None,
+            pad_edge=False,
         )
-        for column in ("step", "result"):
-            table.add_column(column)
-        for column in ("seconds\nuntil\nserved", "requests", "failed"):
+        table.add_column("\nstep", no_wrap=True)
+        table.add_column("result\nanswered by")
+        for column in ("served\nafter", "\nsent", "\nfailed"):
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("answered by", no_wrap=True)
         for step in self.steps:
             table.add_row(
                 step.title,
-                step.result,
-                "" if step.served is None else f"{step.served:.2f}",
+                Text.assemble(step.result, "\n", (versions(step.answers), "dim")),
+                "" if step.served is None else f"{step.served:.2f} s",
                 f"{len(step.answers):,}",
                 str(sum(1 for answer in step.answers if answer.problem)),
-                spread(step.answers),
             )
         return table
 
@@ -114,14 +124,15 @@ It stays up until Ctrl-C.  In a browser (these names need no DNS):
 {urls}
 
 In another terminal:
-  export ROUTER_ROOT={self.root}; PATH={ROUTER.parent}:$PATH
+  export ROUTER_ROOT={self.root}
+  PATH={ROUTER.parent}:$PATH
   router status
   router apps:report blog
   router apps:scale blog web=5
   router domains:add shop store.localhost
   router apps:nginx:show-config shop
   router generations:list
-  for i in 1 2 3 4 5; do curl -s -H 'Host: blog.localhost' http://127.0.0.1:{self.port}/; done
+  for i in 1 2 3 4 5; do curl -s http://blog.localhost:{self.port}/; done
 """
 
     def router(self, *words: str, expect: int = 0) -> str:
@@ -131,17 +142,40 @@ In another terminal:
             Broken: it ended in another exit code than `expect`.
         """
         self._show(f"$ router {shlex.join(words)}")
-        done = subprocess.run([ROUTER, *words], env=self._environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-        for line in (done.stderr + done.stdout).splitlines():  # talk, then data
-            self._show(f"  {line}", "dim")
-        if done.returncode != expect:
-            raise Broken(f"router {shlex.join(words)}: exit {done.returncode}, not {expect}")
+        code, out, said = self._run([str(ROUTER), *words])
+        for line in said.splitlines():
+            self._console.print(Text(f"  {line}", "dim"), soft_wrap=True)
+        if code != expect:
+            raise Broken(f"router {shlex.join(words)}: exit {code}, not {expect}")
         if expect:
             self._show(f"  (exit {expect})", "dim")
-        return done.stdout
+        return out
+
+    def _run(self, argv: list[str]) -> tuple[int, str, str]:
+        """Exit code, stdout, and all that a command said; on a terminal it gets terminals, a little narrower, and lays out what it says."""
+        if not self._console.is_terminal:
+            done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+            return done.returncode, done.stdout, done.stderr + done.stdout
+        ours, theirs = zip(pty.openpty(), pty.openpty(), strict=True)
+        for terminal in theirs:
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", self._console.height, self._console.width - 2, 0, 0))
+        environment = {**{k: v for k, v in self._environment.items() if k not in ("COLUMNS", "LINES")}, "NO_COLOR": "1"}
+        try:
+            child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=theirs[0], stderr=theirs[1])
+        finally:
+            for terminal in theirs:
+                os.close(terminal)
+        try:
+            said = list(read_all(ours))
+            out = "".join(text for terminal, text in said if terminal == ours[0])
+            return child.wait(60), out, "".join(text for _, text in said)
+        finally:
+            for terminal in ours:
+                os.close(terminal)
 
     def _start_proxy(self) -> None:
         self._heading(f"A managed nginx on 127.0.0.1:{self.port}, in {self.root}")
+        self._show(f"$ cd {self.root}; export ROUTER_ROOT=$PWD")
         self._install_runner()
         self.router("proxy:set", "--global", "bind-address", "127.0.0.1")
         self.router("proxy:set", "--global", "http-port", str(self.port))
@@ -192,11 +226,12 @@ In another terminal:
         self._observe(step)
 
     def _break_a_snippet(self) -> None:
-        self._heading("A broken snippet in shop: shop and blog are still served, and blog can still change")
-        snippet = self.root / "apps/shop/nginx.conf.d/upload.conf"
+        self._heading("A broken snippet in shop: both are still served, blog can still change")
+        shown = Path("apps/shop/nginx.conf.d/upload.conf")
+        snippet = self.root / shown
         step = self._step("break shop's snippet")
         snippet.parent.mkdir(exist_ok=True)
-        self._show(f"$ echo 'client_max_body_size 1 megabyte;' >{snippet}")
+        self._show(f"$ echo 'client_max_body_size 1 megabyte;' >{shown}")
         snippet.write_text("client_max_body_size 1 megabyte;\n")
         self.router("reconcile", "shop", expect=8)
         for host in HOSTS:
@@ -206,10 +241,10 @@ In another terminal:
         if self._request("www.blog.localhost").problem:
             raise Broken("www.blog.localhost is not served")
         self.router("status", expect=8)
-        step.result = "refused (exit 8), both apps served"
+        step.result = "refused, both apps served"
         self._observe(step)
         step = self._step("mend it")
-        self._show(f"$ rm {snippet}")
+        self._show(f"$ rm {shown}")
         snippet.unlink()
         self.router("reconcile", "shop")
         self.router("status")
@@ -218,7 +253,7 @@ In another terminal:
 
     def _roll_back(self) -> None:
         self._heading("blog v3 goes out and is wrong: back to the generation before")
-        before = str(json.loads(self.router("status", "--format", "json"))["generation"])
+        before = self.router("status", "--generation").strip()
         wrong = self._start("blog", "v3")
         step = self._step("deploy blog v3")
         retired = self.router("apps:deploy", "blog", wrong).split()
@@ -249,7 +284,7 @@ In another terminal:
         """Let the clients go on for a while, then take their answers since the step began."""
         time.sleep(seconds)
         step.answers = self.load.between(step.started, time.monotonic())
-        self._show(f"  {len(step.answers)} requests, answered by {spread(step.answers).replace(chr(10), ', ')}", "green")
+        self._show(f"  {len(step.answers)} requests, answered by {spread(step.answers)}", "green")
 
     def _start(self, app: str, version: str) -> str:
         self._show(f"$ script/demo_app.py {app} {version} &")
@@ -281,7 +316,9 @@ In another terminal:
         self._show(text, "bold")
 
     def _show(self, line: str, style: str = "") -> None:
-        self._console.print(Text(line, style), soft_wrap=True)
+        width = self._console.width if self._console.is_terminal else sys.maxsize
+        for each in textwrap.wrap(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False):
+            self._console.print(Text(each, style), soft_wrap=True)
 
 
 def instances(answers: list[Answer], app: str) -> set[str]:
@@ -290,9 +327,31 @@ def instances(answers: list[Answer], app: str) -> set[str]:
 
 
 def spread(answers: list[Answer]) -> str:
-    """How many requests each instance answered, one a line."""
+    """How many requests each instance answered."""
     counts = Counter((HOSTS[answer.host], answer.version, answer.instance.rpartition(":")[2]) for answer in answers if not answer.problem)
-    return "\n".join(f"{app} {version} :{port} × {count}" for (app, version, port), count in sorted(counts.items()))
+    # what belongs together is not broken into lines
+    return ", ".join(f"{app} {version} :{port} × {count}".replace(" ", NO_BREAK) for (app, version, port), count in sorted(counts.items()))
+
+
+def versions(answers: list[Answer]) -> str:
+    """How many requests each version of each app answered: `blog v1 69, v2 103 · shop v1 170`."""
+    counts = Counter((HOSTS[answer.host], answer.version) for answer in answers if not answer.problem)
+    apps = sorted({app for app, _ in counts})
+    return " · ".join(f"{app} {', '.join(f'{v} {n}' for (a, v), n in sorted(counts.items()) if a == app)}" for app in apps)
+
+
+def read_all(terminals: Iterable[int], seconds: float = 60) -> Iterator[tuple[int, str]]:
+    """What is written to terminals, as it comes, until nobody has them open any more."""
+    deadline = time.monotonic() + seconds
+    waiting = list(terminals)
+    while waiting:
+        for terminal in select.select(waiting, [], [], 1)[0]:
+            try:
+                yield terminal, os.read(terminal, 65536).decode(errors="replace").replace("\r\n", "\n")
+            except OSError:  # EIO: that is the end of a terminal
+                waiting.remove(terminal)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: the end of what a command says")
 
 
 def free_port() -> int:
@@ -350,7 +409,7 @@ def clean_up(root: Path) -> None:
 
 def save(table: Table, path: Path) -> None:
     """The table as a picture."""
-    console = Console(record=True, width=110, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(table)
     console.save_svg(str(path), title="script/demo")
 

@@ -37,7 +37,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("X-Instance", address)
         self.send_header("X-Pid", str(os.getpid()))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
         """Say nothing: the router's access log has it."""

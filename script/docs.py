@@ -135,6 +135,8 @@ def _command_section(this: Explained) -> Iterator[str]:
         yield f"{short} {kind}".strip() + "\n"
     if this.rows:
         yield f"| | |\n|---|---|\n{_rows(this.rows)}\n"
+    if this.command.keys:
+        yield "Keys: " + " ".join(f"`--{key.replace('_', '-')}`" for key in this.command.keys) + "\n"
     if this.examples:
         yield "```console\n" + "\n".join(f"$ {example}" for example in this.examples) + "\n```"
 

@@ -16,7 +16,9 @@ HOOK = "report-rows"
 KEYS = ("app", "domains", "urls", "endpoints", "processes", "generation", "serving", "stale", "problem", "locked")
 
 
-def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:
+def report(
+    router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; without it all of them.")] = None
+) -> None:
     """What is known of an app, or of all; plugins add what they know of it, each below its name.
 
     Example: router apps:report blog --urls

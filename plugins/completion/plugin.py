@@ -66,14 +66,15 @@ def _candidates(router: Router, words: Sequence[str]) -> list[str]:
     options = _options(command)
     option, equals, value = word.partition("=")
     if equals and options.get(option):  # --format=json
-        return [f"{option}={each}" for each in _starting(_of_place(router, command, options[option], ()), value)]
+        return [f"{option}={each}" for each in _starting(_of_place(router, command, options[option], (), value), value)]
     if len(before) > 1 and options.get(before[-1]):
-        return _starting(_of_place(router, command, options[before[-1]], ()), word)
+        return _starting(_of_place(router, command, options[before[-1]], (), word), word)
     if word.startswith("-") and "--" not in before:
-        return _starting([*options, "--help"], word)
+        keys = _keys(command)
+        return _starting([*options, *([] if any(each in keys for each in before) else keys), "--help"], word)
     arguments = [each for n, each in enumerate(before[1:], 1) if not each.startswith("-") and not options.get(before[n - 1])]
     place = _place(command, len(arguments), is_global="--global" in before)
-    return _starting(_of_place(router, command, place, arguments), word)
+    return _starting(_of_place(router, command, place, arguments, word), word)
 
 
 def _names(commands: Mapping[str, Command], word: str) -> list[str]:
@@ -98,6 +99,13 @@ def _options(command: Command) -> dict[str, str]:
     return options | COMMON[command.kind]
 
 
+def _keys(command: Command) -> list[str]:
+    """`--KEY` of each value that a report prints alone; one of them at a time is asked for."""
+    properties = list(_properties(command))
+    found = [key.replace("PROPERTY", each) for key in command.keys for each in (properties if "PROPERTY" in key else [""])]
+    return [f"--{key.replace('_', '-')}" for key in found]
+
+
 def _place(command: Command, number: int, *, is_global: bool) -> str:
     """What stands at an argument's place in the usage, as it is written there: `APP`, `DOMAIN...`."""
     places = [place for place in _places(command.usage) if not (is_global and place == "APP")]
@@ -117,7 +125,7 @@ def _places(usage: str) -> list[str]:
     return places
 
 
-def _of_place(router: Router, command: Command, place: str, arguments: Sequence[str]) -> Iterable[str]:
+def _of_place(router: Router, command: Command, place: str, arguments: Sequence[str], word: str) -> Iterable[str]:
     """What can stand there, apart from what stands on the line already."""
     is_list = place.endswith("...")
     name = place.removesuffix("...")
@@ -134,6 +142,8 @@ def _of_place(router: Router, command: Command, place: str, arguments: Sequence[
         "[PROCESS=]ADDRESS": lambda: _own(router, command, arguments, "UPSTREAMS", 1),
         "NAME": lambda: _named(router, command, arguments),
         "SCHEME[:PORT[:PROCESS]]": lambda: ("http",),
+        "FILE": lambda: _files(word),
+        "FILE|-": lambda: _files(word),
         "NOUN": lambda: (),
         "NOUN|COMMAND": lambda: _helped(router),
     }
@@ -155,6 +165,16 @@ def _own(router: Router, command: Command, arguments: Sequence[str], file: str, 
         if words:
             # [process] ADDRESS: an address has a colon, a process has none
             yield words[0] if column == 0 or ":" in words[0] else words[min(column, len(words) - 1)]
+
+
+def _files(word: str) -> Iterable[str]:
+    """Files, and directories with a / that goes on; a name that a shell would have to quote is left to the person."""
+    import shlex
+
+    head = word[: word.rfind("/") + 1]
+    for path in Path(head or ".").iterdir():
+        if not path.name.startswith(".") and shlex.quote(path.name) == path.name:
+            yield f"{head}{path.name}/" if path.is_dir() else f"{head}{path.name}"
 
 
 def _named(router: Router, command: Command, arguments: Sequence[str]) -> Iterable[str]:

@@ -12,8 +12,8 @@ _router() {
     [[ -n $breaks && $cur == *[$breaks]* ]] && given=${cur%"${cur##*[$breaks]}"}
     COMPREPLY=("${COMPREPLY[@]#"$given"}")
     [[ ${#COMPREPLY[@]} -eq 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()
-    # a noun goes on
-    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *: ]] && compopt -o nospace 2>/dev/null
+    # a noun goes on, and so does a directory
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[:/] ]] && compopt -o nospace 2>/dev/null
     # *.example.com is a name here, and not a pattern
     [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[*]* ]] && printf -v 'COMPREPLY[0]' %q "${COMPREPLY[0]}"
     return 0

@@ -6,9 +6,9 @@ _router() {
     # a word - stands for stdin, where it is a - again
     found=("${(@f)$("${words[1]}" complete -- "${typed[@]}" 2>/dev/null <<<-)}")
     found=("${(@)found:#}")
-    nouns=("${(@M)found:#*:}")
-    others=("${(@)found:#*:}")
-    # a noun goes on
+    nouns=("${(@M)found:#*[:\/]}")
+    others=("${(@)found:#*[:\/]}")
+    # a noun goes on, and so does a directory
     (( ${#nouns} )) && compadd -S '' -- "${nouns[@]}"
     (( ${#others} )) && compadd -- "${others[@]}"
     (( ${#found} ))

@@ -17,16 +17,23 @@ AppArgument = Annotated[str, typer.Argument(metavar="APP", help="The app.")]
 AddressArguments = Annotated[
     list[str], typer.Argument(metavar="ADDRESS...", help="Such as 10.0.0.3:5000, [::1]:5000, unix:/run/blog.sock.")
 ]
-CheckOption = Annotated[str | None, typer.Option("--check", metavar="/PATH", help="Ask by HTTP GET; 2xx and 3xx pass. Else a TCP connect.")]
-CheckTimeoutOption = Annotated[float, typer.Option("--check-timeout", metavar="S", help="Seconds for all checks together.")]
-DrainOption = Annotated[float, typer.Option("--drain", metavar="S", help="Seconds to wait for requests on old instances.")]
-StrictOption = Annotated[bool, typer.Option("--drain-strict", help="Not drained by then: exit 15, and nothing is printed.")]
+CheckOption = Annotated[
+    str | None, typer.Option("--check", metavar="/PATH", help="Ask by HTTP GET; 2xx and 3xx pass. Without it: a TCP connect.")
+]
+CheckTimeoutOption = Annotated[float, typer.Option("--check-timeout", metavar="S", help="Seconds for all checks together (30).")]
+DrainOption = Annotated[float, typer.Option("--drain", metavar="S", help="Seconds to wait for requests on old instances (30).")]
+StrictOption = Annotated[bool, typer.Option("--drain-strict", help="If they are not done by then: exit 15, and nothing is printed.")]
 
 
 def deploy(
     router: Router,
     app: AppArgument,
-    endpoints: Annotated[list[str], typer.Argument(metavar="[PROCESS=]ADDRESS...", help="All instances of each process that is named.")],
+    endpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[PROCESS=]ADDRESS...", help="All instances of each process, web if none is named: 10.0.0.3:5000, api=10.0.0.3:5001."
+        ),
+    ],
     check: CheckOption = None,
     check_timeout: CheckTimeoutOption = 30.0,
     drain: DrainOption = 30.0,
@@ -39,7 +46,7 @@ def deploy(
     """
     name = app_name(app) if create else existing(router, app)
     options = engine.Options(check, check_timeout, drain, drain_strict, create)
-    engine.deploy(router, name, engine.wanted_of(endpoints), options, _shown(router))
+    engine.deploy(router, name, engine.wanted_of(endpoints), options, _shown(router, "deployed"))
 
 
 def scale(
@@ -51,24 +58,25 @@ def scale(
     drain: DrainOption = 30.0,
     drain_strict: StrictOption = False,
 ) -> None:
-    """Let a runner have so many instances, route to them, and stop those that are too many; stdout: what still runs of these.
+    """Let a runner (a plugin that starts instances) run so many, route to them, and stop what is too many; stdout: what of these
+    still runs.
 
     Example: router apps:scale blog web=3
     """
     name = existing(router, app)
     options = engine.Options(check, check_timeout, drain, drain_strict)
-    engine.scale(router, name, engine.counts_of(counts), options, _shown(router))
+    engine.scale(router, name, engine.counts_of(counts), options, _shown(router, "scaled"))
 
 
 def retire(
     router: Router, app: AppArgument, addresses: AddressArguments, drain: DrainOption = 30.0, drain_strict: StrictOption = False
 ) -> None:
-    """Drain endpoints, remove their lines; stdout: these endpoints, one a line, which may be stopped.
+    """Send nothing more to endpoints, wait for their last requests, remove their lines; stdout: what may be stopped, one a line.
 
     Example: router apps:retire blog 10.0.0.3:5000 | xargs -r docker stop
     """
     options = engine.Options(drain=drain, strict=drain_strict)
-    engine.retire(router, existing(router, app), addresses, options, _shown(router))
+    engine.retire(router, existing(router, app), addresses, options, _shown(router, "removed"))
 
 
 def drain(
@@ -79,10 +87,10 @@ def drain(
     Example: router apps:upstreams:drain blog 10.0.0.3:5000
     """
     options = engine.Options(drain=drain, strict=drain_strict)
-    engine.drain_endpoints(router, existing(router, app), addresses, options, _shown(router))
+    engine.drain_endpoints(router, existing(router, app), addresses, options, _shown(router, "drained"))
 
 
-def _shown(router: Router) -> engine.Show:
+def _shown(router: Router, done: str) -> engine.Show:
     def show(handover: engine.Handover) -> None:
         if router.out.is_json:
             router.out.json(handover.as_json())
@@ -90,5 +98,13 @@ def _shown(router: Router) -> engine.Show:
             for address in handover.still_running:
                 router.out.data(address)
         router.out.flush()
+        if router.out.is_watched and not router.out.is_json and not router.request.dry_run:
+            router.out.say(_summary(done if router.serving() is not None else "saved", handover))
 
     return show
+
+
+def _summary(done: str, handover: engine.Handover) -> str:
+    """What became of it, for a person who waited."""
+    what = f"{done} as generation {handover.generation}" if handover.kind != "nothing" else "nothing to change"
+    return f"{handover.app}: {what}, {handover.seconds:.2f} s, retired {len(handover.retired)}"

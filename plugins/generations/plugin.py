@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,25 +17,32 @@ if TYPE_CHECKING:
     from nginx_router.generations import Index
 
 KEYS = ("generation", "parent", "time", "command", "apps", "serving")
+DIFF_KEYS = ("from", "to", "files")
+#: What a person sees; the command stands last, where a line that is too long is cut.
+COLUMNS = ("generation", "serving", "time (UTC)", "apps", "command")
+#: Columns for the names of apps.
+APPS_WIDTH = 16
 
 Number = Annotated[str, typer.Argument(metavar="N", help="The generation.")]
 
 
 def list_generations(router: Router) -> None:
-    """The generations that are kept, oldest first: their numbers, one a line.
+    """The generations that are kept, oldest first: on a terminal with time, apps and command; else their numbers, one a line.
 
     Example: router generations:list --format json
     """
     numbers = router.generations.numbers()
-    if not router.out.is_json and router.out.key is None:
+    rows = (_row(router, number, serving) for serving in [router.serving()] for number in numbers)
+    if router.out.is_json or router.out.key is not None:
+        router.out.report(KEYS, rows, single=False)
+    elif router.out.is_terminal:
+        router.out.table(COLUMNS, map(_short, rows))
+    else:
         router.out.listing(numbers)
-        return
-    serving = router.serving()
-    router.out.report(KEYS, (_row(router, number, serving) for number in numbers), single=False)
 
 
 def show(
-    router: Router, number: Annotated[str | None, typer.Argument(metavar="N", help="The generation; the current one without.")] = None
+    router: Router, number: Annotated[str | None, typer.Argument(metavar="N", help="The generation; without it the current one.")] = None
 ) -> None:
     """How a generation came about, and the apps that changed in it.
 
@@ -45,8 +53,8 @@ def show(
 
 def diff(
     router: Router,
-    number: Annotated[str | None, typer.Argument(metavar="N", help="The older one; without it, the parent of the newer.")] = None,
-    other: Annotated[str | None, typer.Argument(metavar="M", help="The newer one; the current one without.")] = None,
+    number: Annotated[str | None, typer.Argument(metavar="N", help="The older one; without it the parent of the newer.")] = None,
+    other: Annotated[str | None, typer.Argument(metavar="M", help="The newer one; without it the current one.")] = None,
 ) -> None:
     """What changed between two generations: the files of apps and the server blocks made of them, as a unified diff.
 
@@ -58,8 +66,9 @@ def diff(
     after = _files(router, router.generations.index(newer))
     names = [name for name in sorted({*before, *after}) if before.get(name, "") != after.get(name, "")]
     texts = {name: _unified(name, before.get(name, ""), after.get(name, ""), older, newer) for name in names}
-    if router.out.is_json:
-        router.out.json({"from": older, "to": newer, "files": [{"file": name, "diff": text} for name, text in texts.items()]})
+    if router.out.is_json or router.out.key is not None:
+        files = [{"file": name, "diff": text} for name, text in texts.items()]
+        router.out.report(DIFF_KEYS, [{"from": older, "to": newer, "files": files}], single=True)
         return
     for text in texts.values():
         router.out.text(text)
@@ -68,11 +77,13 @@ def diff(
 def roll_back(
     router: Router,
     number: Number,
-    apps: Annotated[list[str] | None, typer.Argument(metavar="APP", help="These apps; all that still exist without.")] = None,
+    apps: Annotated[list[str] | None, typer.Argument(metavar="APP", help="These apps; if none is named, all that still exist.")] = None,
     is_all: Annotated[bool, typer.Option("--all", help="All apps of that generation that still exist.")] = False,
-    endpoints: Annotated[bool, typer.Option("--endpoints", help="Their endpoints of then too; they are checked first.")] = False,
-    check: Annotated[str | None, typer.Option("--check", metavar="/PATH", help="Check endpoints by HTTP GET. Else a TCP connect.")] = None,
-    check_timeout: Annotated[float, typer.Option("--check-timeout", metavar="S", help="Seconds for all checks together.")] = 30.0,
+    endpoints: Annotated[bool, typer.Option("--endpoints", help="The endpoints that they had, too; these are checked first.")] = False,
+    check: Annotated[
+        str | None, typer.Option("--check", metavar="/PATH", help="Check endpoints by HTTP GET. Without it: a TCP connect.")
+    ] = None,
+    check_timeout: Annotated[float, typer.Option("--check-timeout", metavar="S", help="Seconds for all checks together (30).")] = 30.0,
 ) -> None:
     """Give apps the domains, properties and snippets they had in generation N, as a new generation; endpoints stay.
 
@@ -91,7 +102,8 @@ def roll_back(
 
 
 def prune(
-    router: Router, keep: Annotated[str | None, typer.Option("--keep", metavar="N", help="How many stay; else generations-keep.")] = None
+    router: Router,
+    keep: Annotated[str | None, typer.Option("--keep", metavar="N", help="How many stay; without it the setting generations-keep.")] = None,
 ) -> None:
     """Remove all but the last generations, and what only they need; never the current one and its parent.
 
@@ -114,7 +126,7 @@ def _number(router: Router, text: str | None) -> int:
         if current is None:
             raise NotFound("there is no generation yet", hint="router apps:create APP")
         return current
-    if not text.isdecimal() or not text.isascii():
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise UsageProblem(f"{shown(text)} is not the number of a generation", hint="router generations:list")
     number = int(text)
     if number not in router.generations.numbers():
@@ -132,6 +144,22 @@ def _row(router: Router, number: int, serving: int | None) -> dict[str, Any]:
         "apps": list(found.apps),
         "serving": number == serving,
     }
+
+
+def _short(row: Mapping[str, Any]) -> tuple[object, ...]:
+    """A line of the table."""
+    time = str(row["time"])[:19].replace("T", " ")
+    command = "".join(c if c.isprintable() else "?" for c in str(row["command"]))  # it may hold anything that was typed
+    return row["generation"], "yes" if row["serving"] else "", time, _some(row["apps"]), command
+
+
+def _some(names: Sequence[str]) -> str:
+    """As many names as there is room for, and how many more there are."""
+    for count in range(len(names), 0, -1):
+        more = f" and {len(names) - count} more" if count < len(names) else ""
+        if len(text := ", ".join(names[:count]) + more) <= APPS_WIDTH:
+            return text
+    return f"{names[0][: APPS_WIDTH - 1]}…" if len(names) == 1 else f"{len(names)} apps" if names else "-"
 
 
 def _files(router: Router, index: Index) -> Mapping[str, str]:

@@ -38,8 +38,8 @@ def version(router: Router) -> None:
 
     Example: router version
     """
-    if router.out.is_json:
-        router.out.json({"version": nginx_router.__version__})
+    if router.out.is_json or router.out.key is not None:
+        router.out.report(("version",), [{"version": nginx_router.__version__}], single=True)
     else:
         router.out.data(nginx_router.__version__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,35 +48,38 @@ def set_property(
 
 def report(
     router: Router,
-    app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None,
+    app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; without it all of them.")] = None,
     is_global: Global = False,
 ) -> None:
-    """The nginx properties of an app, of all, or of the host: as set, as the host has them, and as they count (computed).
+    """The nginx properties of an app, of all, or of the host: as set, as the host has them (global), and as they count (computed).
+
+    On a terminal a property is one line: what counts, and where that comes from if it is not the default.
 
     Example: router nginx:report blog --computed-client-max-body-size
     """
     if is_global and app is not None:
         raise UsageProblem("APP or --global, one of them", hint="usage: router apps:nginx:report [APP | --global]")
+    rows = _global_row(router) if is_global else _rows(router, app)
+    if router.out.is_terminal and not router.out.is_json and router.out.key is None:
+        router.out.facts(fact for row in rows for fact in _in_short(row))
+        return
     forms = ("global-", "computed-") if is_global else ("", "global-", "computed-")
     keys = [form + name for name in PROPERTIES[TABLE] for form in forms]
-    router.out.report(
-        keys if is_global else ["app", *keys],
-        _global_row(router) if is_global else _rows(router, app),
-        single=is_global or app is not None,
-    )
+    router.out.report(keys if is_global else ["app", *keys], rows, single=is_global or app is not None)
 
 
 def show_config(
     router: Router,
     app: Annotated[str | None, typer.Argument(metavar="APP", help="The app.")] = None,
+    includes: Annotated[bool, typer.Option("--includes", help="With the text of each snippet, where it is included.")] = False,
     is_template: Annotated[bool, typer.Option("--template", help="The shipped template instead: what an own one starts from.")] = False,
 ) -> None:
     """The server blocks of an app as the current generation has them.
 
-    Example: router nginx:show-config blog
+    Example: router nginx:show-config blog --includes
     """
-    if is_template == (app is not None):
-        raise UsageProblem("APP or --template, one of them", hint="usage: router apps:nginx:show-config APP | --template")
+    if is_template == (app is not None) or (is_template and includes):
+        raise UsageProblem("APP or --template, one of them", hint="usage: router apps:nginx:show-config APP [--includes] | --template")
     if app is None:
         router.out.text((shipped("templates") / "vhost.conf.j2").read_text())
         return
@@ -85,18 +88,19 @@ def show_config(
     entry = index.apps.get(name) if index else None
     if entry is None or entry.vhost is None:
         raise NotFound(f"app {name} has no server block: it has neither domains nor endpoints", hint=f"router apps:report {name}", app=name)
-    router.out.text(router.generations.object(entry.vhost).decode(errors="surrogateescape"))
+    lines = _object(router, entry.vhost)
+    router.out.text("\n".join(_with_includes(router, lines, entry.objects) if includes else lines))
 
 
 def validate(
     router: Router,
-    apps: Annotated[list[str] | None, typer.Argument(metavar="APP", help="These apps; all of them without.")] = None,
+    apps: Annotated[list[str] | None, typer.Argument(metavar="APP", help="These apps; if none is named, all of them.")] = None,
     is_all: Annotated[bool, typer.Option("--all", help="All apps.")] = False,
 ) -> None:
-    """Let nginx judge what the directories of apps hold now, hand edits too; nothing is changed.
+    """Let nginx check what the directories of apps hold now, hand edits too; nothing is changed.
 
     What is wrong is said with app, file and line; the exit code is that of the first, by name (8: nginx rejects it).
-    A template is tried on states that its app may come to, too.
+    An own template is also tried without endpoints, with one and with several processes.
 
     Example: router nginx:validate blog
     """
@@ -133,6 +137,25 @@ def error_logs(router: Router, app: LogOf, follow: Follow = False, lines: Lines 
     Example: router nginx:error-logs blog --lines 100
     """
     _show_log(router, app, "error", follow=follow, count=lines)
+
+
+def _object(router: Router, sha: str) -> list[str]:
+    return router.generations.object(sha).decode(errors="surrogateescape").removesuffix("\n").split("\n")
+
+
+def _with_includes(router: Router, lines: Iterable[str], objects: Sequence[str]) -> Iterator[str]:
+    """What nginx reads, in one piece: an include is a comment, and what it includes follows."""
+    for line in lines:
+        words = line.strip()
+        sha = next((sha for sha in objects if words.startswith("include ") and f"/{sha}" in words.partition(";")[0]), None)
+        if sha is None:
+            yield line
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        yield f"{indent}# {words}"
+        # not indented: a text in quotes may go over several lines
+        yield from _object(router, sha)
+        yield f"{indent}# end of {words.partition('# ')[2] or sha}"
 
 
 def _show_log(router: Router, app: str, kind: str, *, follow: bool, count: int) -> None:
@@ -180,6 +203,19 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
         for key in PROPERTIES[TABLE]:
             row |= {key: own.get(key), f"global-{key}": everywhere.get(key), f"computed-{key}": counts[key]}
         yield row
+
+
+def _in_short(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """For a person: what counts, and where it comes from."""
+    if "app" in row:
+        yield "app", row["app"]
+    for key in PROPERTIES[TABLE]:
+        own, everywhere, counts = row.get(key), row[f"global-{key}"], row[f"computed-{key}"]
+        if own is not None:
+            origin = "(set)" if everywhere is None else f"(set; global: {everywhere})"
+        else:
+            origin = "" if everywhere is None else "(global)"
+        yield key, f"{'' if counts is None else counts} {origin}".strip()
 
 
 def _global_row(router: Router) -> Iterator[dict[str, Any]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,26 +44,30 @@ print("WATCHER", json.dumps({"code": code, "left": left}), flush=True)
 
 
 class Watched:
-    """A demo under way."""
+    """A demo under way, on a terminal of so many columns or (0) in a pipe."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, columns: int = 0) -> None:
         self.lines: list[str] = []
+        read, write = pty.openpty() if columns else os.pipe()
+        if columns:
+            fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self._said = os.fdopen(read)
         self._process = subprocess.Popen(
             [sys.executable, "-c", WATCHER, PROJECT / "script/demo", *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "COLUMNS": "120"},
+            stdout=write,
+            stderr=write,
+            env={**{k: v for k, v in os.environ.items() if k != "COLUMNS"}, "TERM": "xterm"},
         )
+        os.close(write)
 
     def until(self, pattern: str) -> str:
         """Read on to the line that matches."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.lines.append(line.rstrip())
-            if found := re.search(pattern, line):
-                return found[0]
+        with contextlib.suppress(OSError):  # EIO: that is the end of a terminal
+            for line in self._said:
+                self.lines.append(re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip())
+                if found := re.search(pattern, self.lines[-1]):
+                    return found[0]
         raise AssertionError("\n".join([*self.lines, f"no line matches {pattern}"]))
 
     def signal(self, number: int) -> None:
@@ -75,9 +84,8 @@ class Watched:
         """End it in any case."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-            self._process.communicate(timeout=30)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+            self._process.wait(30)
+        self._said.close()
 
 
 @pytest.fixture
@@ -91,7 +99,7 @@ def demos() -> Iterator[list[Watched]]:
 
 def test_demo_does_the_main_job_and_leaves_nothing(demos: list[Watched], tmp_path: Path) -> None:
     began = time.monotonic()
-    demo = Watched("--svg", str(tmp_path / "demo.svg"))
+    demo = Watched("--svg", str(tmp_path / "demo.svg"), columns=80)
     demos.append(demo)
     root = Path(demo.until(r"/tmp/router-demo-\w+"))
     code, left = demo.end()
@@ -105,6 +113,13 @@ def test_demo_does_the_main_job_and_leaves_nothing(demos: list[Watched], tmp_pat
     assert sent and int(sent[1].replace(",", "")) > 500, text
     assert "client_max_body_size" in text, "the operator's error is shown"
     assert "</svg>" in (tmp_path / "demo.svg").read_text()
+    # what a person sees at 80 columns: nothing is broken within a word, and no command fills more than a screen
+    assert [line for line in demo.lines if len(line) > 80 and not line.startswith("WATCHER")] == []
+    assert "blog: deployed as generation" in text, "commands see a terminal"
+    screens = re.split(r"^\$ ", text, flags=re.M)
+    assert max(screen.rstrip().count("\n") for screen in screens[:-1]) < 24
+    table = text.partition("What happened, under load\n")[2].partition(" requests sent")[0]
+    assert len(table.splitlines()) == 2 + 2 * 6 + 1, "two lines of head, two a step, the caption"
     # 40 s alone on two cores; other tests run beside it
     assert time.monotonic() - began < 60
 

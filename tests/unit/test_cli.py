@@ -214,3 +214,29 @@ def test_the_spellings_of_other_programs(run: Run) -> None:
     assert run("--version").out == run("version").out
     assert run("-h").out == run("--help").out == run("help").out
     assert cli.INTERRUPTED == 130 and Terminated().code == 143
+
+
+def test_a_key_that_no_report_has_is_refused_by_lists_too(run: Run) -> None:
+    assert run("apps:create", "blog").code == 0
+    for words in (["apps:list"], ["apps:urls", "blog"], ["ports:list", "blog"], ["version"], ["generations:diff"], ["status"]):
+        got = run(*words, "--no-such-key")
+        assert (got.code, got.out) == (2, ""), words
+        assert "no key '--no-such-key'" in got.talk[0]
+    assert run("version", "--version").out == run("version").out
+
+
+def test_a_configuration_is_shown_in_one_piece(run: Run, router_root: Path) -> None:
+    for words in (["apps:create", "blog"], ["domains:add", "blog", "a.example"], ["upstreams:add", "blog", "127.0.0.1:5000"]):
+        assert run(*words).code == 0
+    text = "client_max_body_size 3m;\nadd_header X-A 'two\nlines';"  # without an end of its last line
+    snippet = router_root / "apps/blog/nginx.conf.d/upload.conf"
+    snippet.parent.mkdir(exist_ok=True)
+    snippet.write_text(text)
+    assert run("reconcile", "blog").code == 0
+    plain, whole = run("nginx:show-config", "blog").out, run("nginx:show-config", "blog", "--includes").out
+    assert "client_max_body_size" not in plain
+    source = "apps/blog/nginx.conf.d/upload.conf"
+    (include,) = [line for line in plain.splitlines() if line.endswith(f";  # {source}")]
+    shown = f"    # {include.strip()}\n{text}\n    # end of {source}"
+    assert whole == plain.replace(include, shown)
+    assert run("nginx:show-config", "--template", "--includes").code == 2

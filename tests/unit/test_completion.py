@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from nginx_router.plugins import Plugins
+from nginx_router.settings import Paths
+
 Run = Callable[..., Any]
 
 BIN = Path(sys.executable).parent
@@ -58,6 +61,14 @@ CASES = [
     ("apps:report --format ", ["json"]),
     ("apps:report --format=", ["--format=json"]),
     ("apps:report --format json b", ["blog"]),
+    ("status --s", ["--serving", "--stale"]),
+    ("apps:report blog --d", ["--domains"]),
+    ("apps:report --domains --", ["--format", "--help"]),  # one key at a time
+    ("apps:report -- --", []),
+    ("domains:report --glob", ["--global", "--global-domains"]),
+    ("nginx:report blog --computed-client-max", ["--computed-client-max-body-size"]),
+    ("proxy:report --http", ["--http-port", "--https-port"]),
+    ("apps:list --", ["--format", "--help"]),
     ("nginx:set blog client-max", ["client-max-body-size"]),
     ("nginx:set --global client-max", ["client-max-body-size"]),
     ("proxy:set --global http-p", ["http-port"]),
@@ -82,6 +93,33 @@ def test_what_a_word_can_become(run: Run, apps: Path, line: str, candidates: lis
     assert (got.code, got.err) == (0, "")
     if candidates is not None:
         assert got.lines == candidates
+
+
+def test_the_keys_of_a_report_are_those_that_it_prints(run: Run, router_root: Path) -> None:
+    assert run("apps:create", "blog").code == 0
+    commands = Plugins(Paths(router_root), print, dict).commands()
+    reports = [command for command in commands.values() if "--KEY" in command.usage]
+    assert {"status", "apps:report", "plugins:list"} <= {command.name for command in reports}
+    for command in reports:
+        words = {"trace": ["blog.localhost"], "top": ["--once"]}.get(command.name, [])
+        got = run(command.name, *words, "--no-such-key")
+        assert (got.code, got.out) == (2, ""), command.name
+        printed = set(got.talk[-1].partition("there are: ")[2].split())
+        declared = {f"--{key.replace('_', '-')}" for key in command.keys if "PROPERTY" not in key}
+        assert declared <= printed <= set(run("complete", "--", command.name, "--").lines), command.name
+
+
+def test_an_archive_is_completed_as_a_file(run: Run, apps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(apps)
+    (apps / "a b.tar").touch()
+    (apps / "host.tar").touch()
+    assert run("complete", "--", "import", "h").lines == ["host.tar"]
+    assert run("complete", "--", "import", "ap").lines == ["apps/"]
+    assert run("complete", "--", "export", "--output", "apps/b").lines == ["apps/blog/"]
+    assert run("complete", "--", "export", "--output=apps/b").lines == ["--output=apps/blog/"]
+    assert run("complete", "--", "import", "a").lines == ["apps/"]
+    assert run("complete", "--", "export", "--app", "s").lines == ["shop"]
+    assert run("complete", "--", "import", "nope/x").lines == []
 
 
 def test_the_first_word_is_completed_noun_by_noun(run: Run, router_root: Path) -> None:
@@ -148,7 +186,9 @@ def test_bash_takes_colons_for_breaks_and_still_completes(environment: dict[str,
     assert bash(environment, "router", "apps", ":", line="router apps:")[:2] == ["clone", "create"]
     assert bash(environment, "router", "apps", ":", "report", "b", line="router apps:report b") == ["blog"]
     assert bash(environment, "router", "apps", ":", "report", "--format", "=", "j", line="router apps:report --format=j") == ["json"]
-    assert bash(environment, "router", "apps", ":", "report", "-", line="router apps:report -") == ["--format", "--help"]
+    assert bash(environment, "router", "apps", ":", "report", "--f", line="router apps:report --f") == ["--format"]
+    words = ("router", "apps", ":", "report", "blog", "--u")
+    assert bash(environment, *words, line="router apps:report blog --u") == ["--urls"]
     assert bash(environment, "router", "nope", "") == []
 
 
@@ -160,10 +200,10 @@ def test_bash_quotes_a_wildcard(environment: dict[str, str]) -> None:
 def test_fish(environment: dict[str, str]) -> None:
     if not shutil.which("fish"):
         pytest.skip("fish is not installed: apt-get install fish")
-    lines = ("router apps:rep", "router domains:remove blog b", "router x ")
+    lines = ("router apps:rep", "router domains:remove blog b", "router x ", "router status --ser", "router apps:report blog --u")
     script = "; ".join(["router completion fish | source", *(f'complete -C "{line}"' for line in lines)])
     done = subprocess.run(["fish", "--no-config", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.stdout.split(), done.stderr) == (["apps:report", "blog.example.com"], "")
+    assert (done.stdout.split(), done.stderr) == (["apps:report", "blog.example.com", "--serving", "--urls"], "")
 
 
 class Shell:
@@ -210,6 +250,8 @@ def test_tab_on_a_terminal(shell: Shell) -> None:
         ("router apps:dom\t", "apps:domains:"),
         ("router domains:remove blog \\*\t", "\\*.blog.example.com "),
         ("router nginx:set shop proxy-read-t\t", "proxy-read-timeout "),
+        ("router status --ser\t", "--serving "),
+        ("router apps:report blog --u\t", "--urls "),
     ):
         shell.types(typed, becomes)
         shell.types("\x15\x0becho re''ady\r", "ready\r\n")

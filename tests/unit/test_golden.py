@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from nginx_router.files import encoded
 from nginx_router.model import App, Facts, Globals, HostFacts, parse_app
 from nginx_router.render import Include, Renderer
+from nginx_router.settings import Paths
 from nginx_router.store import Store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -28,18 +29,16 @@ FACTS = Facts({"web1.lan": ("10.0.0.21", "10.0.0.20")})
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-class Directories(Store):
+class Cases(Paths):
     """The cases as the apps of a root; expected.conf is none of an app's files, so the store does not see it."""
 
-    def __init__(self) -> None:
-        pass
-
-    def read(self, case: str) -> Mapping[str, str]:
-        return self._texts(case, GOLDEN / case)
+    @property
+    def apps(self) -> Path:
+        return GOLDEN
 
 
 def app_of(case: str) -> App:
-    return parse_app(case, Directories().read(case))
+    return parse_app(case, Store(Cases(GOLDEN.parent)).texts(case) or {})
 
 
 def objects_of(app: App) -> dict[str, str]:

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shlex
+import socket
 import struct
 import subprocess
 import sys
@@ -127,25 +128,27 @@ def test_a_long_left_column_does_not_push_the_right_one_out() -> None:
 
 
 def test_help_is_there_as_fast_as_the_version(router_root: Path) -> None:
-    def seconds(*words: str) -> float:
-        """Of the processor, for others may be busy on this machine."""
-        child = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        return used.ru_utime + used.ru_stime
+    """What both import is what they cost (`script/bench` has the figures): help nothing more, and neither a library."""
 
-    router = "import sys; from nginx_router.cli import main; sys.exit(main(sys.argv[1:]))"  # what the command does
-    rounds = [(seconds("-c", router, "help"), seconds("-c", router, "version"), seconds("-c", "import typer")) for _ in range(9)]
-    help_, version, typer = (min(column) for column in zip(*rounds, strict=True))
-    assert help_ <= 1.3 * version
-    assert help_ <= 1.5 * typer
+    def imported(*words: str) -> set[str]:
+        program = (
+            "import contextlib, io, sys\n"
+            "from nginx_router.cli import main\n"
+            "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
+            "print(*sys.modules)"
+        )
+        return set(subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True).stdout.split())
+
+    version = imported("version")
+    assert imported("help") <= version
+    libraries = "click crossplane cryptography filelock http jinja2 pluggy rich socket tomlkit typer watchdog"
+    assert not {*libraries.split()} & version
 
 
 # -- reports on a terminal of 80 columns
 
 
-def on_terminal(router_root: Path, *words: str, columns: int = 80, **environment: str) -> list[str]:
+def on_terminal(router_root: Path, *words: str, columns: int = 80, code: int | None = None, **environment: str) -> list[str]:
     """The lines that a command shows on a terminal, without its colours."""
     read, write = pty.openpty()
     fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
@@ -158,7 +161,7 @@ def on_terminal(router_root: Path, *words: str, columns: int = 80, **environment
         while data := os.read(read, 4096):
             shown += data
     os.close(read)
-    assert child.wait(30) in (0, 8, 9, 13)
+    assert child.wait(30) in ((0, 8, 9, 13) if code is None else (code,))
     return [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in shown.decode().splitlines()]
 
 
@@ -188,6 +191,53 @@ def test_a_report_wraps_values_below_themselves(wide: Path, columns: int, plain:
     # nothing is lost: what was folded can be put together again
     joined = "".join(line[column:] for line in lines)
     assert "a-name-of-2-that-is-as-long-as-names-of-hosts-are-in-practice.staging.example.com" in joined
+
+
+def test_an_error_goes_on_below_itself(router_root: Path) -> None:
+    lines = on_terminal(router_root, "apps:create", "a_name_that_breaks_a_rule", columns=60, code=2)
+    assert lines == [
+        "router: 'a_name_that_breaks_a_rule' is not an app name",
+        "  1 to 63 of a-z 0-9 . - beginning with a letter or digit",
+        "    and not ending in . or -",
+    ]
+
+
+def test_generations_are_a_table_for_people_and_numbers_for_scripts(run: Run, router_root: Path) -> None:
+    for name in ("blog", "a-rather-long-name-of-an-app-in-a-large-company"):
+        assert run("apps:create", name).code == 0
+    numbers = ["1", "2"]
+    assert run("generations:list").lines == numbers
+    head, *rows = on_terminal(router_root, "generations:list")
+    assert head.split() == ["generation", "serving", "time", "(UTC)", "apps", "command"]
+    assert [row.split()[0] for row in rows] == numbers
+    assert re.search(r" blog +apps:create blog$", rows[0])
+    assert rows[1].endswith(" a-rather-long-n…  apps:create a-rathe…") and max(map(len, rows)) == 80
+    assert on_terminal(router_root, "generations:list", "--command")[0] == "apps:create blog"
+
+
+def test_a_property_is_one_line_for_people(run: Run, router_root: Path) -> None:
+    assert run("apps:create", "blog").code == 0
+    for words in (["blog", "gzip", "on"], ["--global", "gzip", "off"], ["--global", "client-max-body-size", "3m"]):
+        assert run("nginx:set", *words).code == 0
+    lines = on_terminal(router_root, "nginx:report", "blog")
+    shown = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines if line[:1].strip()}
+    assert (shown["app"], shown["gzip"]) == (["blog"], ["on (set; global: off)"])
+    assert (shown["client-max-body-size"], shown["proxy-read-timeout"]) == (["3m (global)"], ["60s"])
+    assert not [name for name in shown if name.startswith(("global-", "computed-"))]
+    assert "computed-gzip:" in run("nginx:report", "blog").out
+
+
+def test_a_deploy_ends_with_a_line_for_who_watches_and_stdout_stays_data(run: Run, router_root: Path) -> None:
+    assert run("apps:create", "blog").code == 0
+    with socket.create_server(("127.0.0.1", 0)) as old, socket.create_server(("127.0.0.1", 0)) as new:
+        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (old, new)]
+        assert run("apps:deploy", "blog", addresses[0]).code == 0
+        lines = on_terminal(router_root, "apps:deploy", "blog", addresses[1])
+        assert lines[-2] == addresses[0]
+        assert re.fullmatch(r"blog: saved as generation 3, \d\.\d\d s, retired 1", lines[-1])
+        assert "generation" not in on_terminal(router_root, "apps:deploy", "blog", addresses[0], "--dry-run")[-1]
+        got = run("apps:deploy", "blog", addresses[0])
+        assert got.lines == [addresses[1]] and "retired" not in got.err
 
 
 def test_what_a_script_reads_is_never_wrapped(run: Run, wide: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +108,102 @@ def test_colour_is_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain.getvalue() == "router: no\n"
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return 40
+
+
+LONG = "app blog: nginx rejected apps/blog/nginx.conf.d/upload.conf:1: [emerg] invalid number of arguments"
+
+
+def test_talk_on_a_terminal_breaks_between_words_and_hangs(narrow: int) -> None:
+    screen = Terminal()
+    out = Output(io.StringIO(), screen)
+    out.error(Conflict(LONG, hint="there are: --app --domains --urls --endpoints --processes"))
+    out.say(LONG)
+    assert screen.getvalue().splitlines() == [
+        "router: app blog: nginx rejected",
+        "        apps/blog/nginx.conf.d/upload.conf:1:",
+        "        [emerg] invalid number of",
+        "        arguments",
+        "  there are: --app --domains --urls",
+        "    --endpoints --processes",
+        "app blog: nginx rejected",
+        "  apps/blog/nginx.conf.d/upload.conf:1:",
+        "  [emerg] invalid number of arguments",
+    ]
+
+
+def test_talk_that_is_no_terminals_stays_one_line_byte_for_byte(narrow: int) -> None:
+    out, stdout, stderr = made()
+    out.error(Conflict(LONG, hint=LONG))
+    out.say(f"  {LONG}  two  blanks\tand a tab ")
+    out.facts([("stale", LONG)])
+    assert stderr.getvalue() == f"router: {LONG}\n  {LONG}\n  {LONG}  two  blanks\tand a tab \n"
+    assert stdout.getvalue() == f"stale  {LONG}\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x" * 40,  # it fits
+        "/a/path-that-is/longer/than-the/terminal-is-wide/and-has-hyphens.conf",
+        "  sudo ROUTER_ROOT=/srv/a/root router apps:list --format json",  # it is copied into a shell
+        "  router generations:rollback 42 blog --endpoints --check /",
+    ],
+)
+def test_what_fits_or_is_copied_in_one_piece_stays_whole(narrow: int, line: str) -> None:
+    screen = Terminal()
+    Output(io.StringIO(), screen).say(line)
+    assert screen.getvalue() == f"{line}\n"
+
+
+def test_a_long_word_stays_whole_among_others_and_colour_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    screen = Terminal()
+    Output(io.StringIO(), screen).error(Conflict(f"this fits into 30 col. {'y' * 35} no"))
+    assert screen.getvalue() == f"\x1b[1;31mrouter:\x1b[0m this fits into 30 col.\n        {'y' * 35}\n        no\n"
+
+
+def test_facts_on_a_terminal_go_on_below_themselves(narrow: int) -> None:
+    screen = Terminal()
+    Output(screen, io.StringIO()).facts([("serving", "generation 7"), ("stale", LONG), ("stale", "shop: no")])
+    assert screen.getvalue().splitlines() == [
+        "serving  generation 7",
+        "stale    app blog: nginx rejected",
+        "         apps/blog/nginx.conf.d/upload.conf:1:",
+        "         [emerg] invalid number of",
+        "         arguments",
+        "         shop: no",
+    ]
+
+
+def test_a_line_of_columns_goes_on_below_its_last(narrow: int) -> None:
+    for stdout, shown in ((Terminal(), "ok  disk  there is room enough for all\n          of it\n"), (io.StringIO(), None)):
+        line = "ok  disk  there is room enough for all of it"
+        Output(stdout, io.StringIO()).data(line, hang=10)
+        assert stdout.getvalue() == (shown or f"{line}\n")
+
+
+def test_a_terminal_that_does_not_say_its_width_has_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    screen = Terminal()
+    Output(io.StringIO(), screen).say("word " * 20)
+    assert [len(line) for line in screen.getvalue().splitlines()] == [79, 21]
+
+
+def test_names_have_no_keys() -> None:
+    out, stdout, _ = made()
+    out.key = "name"
+    with pytest.raises(UsageProblem, match="no key '--name' here"):
+        out.listing(["blog"])
+    assert stdout.getvalue() == ""
+
+
 def test_a_full_disk_is_an_error_that_says_where() -> None:
     out, _, _ = made(Full())
     with pytest.raises(OSError, match="No space left on device: 'standard output'"):
@@ -138,8 +235,12 @@ def outcome(app: str, kind: str = "structure", error: Conflict | None = None) ->
 
 def test_a_change_says_how_it_went() -> None:
     out, stdout, stderr = made()
-    out.changed([outcome("blog")])
-    assert stderr.getvalue() == "blog: structure, generation 7, a reload touched 2 connections\n"
+    out.changed([outcome("blog"), replace(outcome("shop", "endpoints"), closed_connections=1), replace(outcome("wiki"), reloads=0)])
+    assert stderr.getvalue().splitlines() == [
+        "blog: structure, generation 7, a reload touched 2 connections",
+        "shop: endpoints, generation 7, a reload touched 1 connection",
+        "wiki: structure, generation 7, no reload of its own",
+    ]
     assert stdout.getvalue() == ""
 
 
@@ -159,3 +260,14 @@ def test_apps_left_out_are_named_and_the_first_by_name_gives_the_exit_code() -> 
         out.changed(outcomes, single=False)
     assert ended.value.code == 4
     assert stderr.getvalue().splitlines()[1:] == ["router: alpha cannot", "router: zoo cannot"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a\x1b[2J", "a\\x1b[2J"), ("\u202eb", "\\u202eb"), ("\udcff", "\\udcff"), ("\x9b", "\\x9b"), ("é\t", "é\t")]
+)
+def test_nothing_that_is_told_can_move_its_cursor_or_colour_its_words(text: str, shown: str) -> None:
+    err = io.StringIO()
+    out = Output(io.StringIO(), err)
+    out.say(f"{text}.")
+    out.error(UsageProblem(f"no {text}.", hint=f"hint {text}."))
+    assert err.getvalue() == f"{shown}.\nrouter: no {shown}.\n  hint {shown}.\n"

@@ -23,6 +23,7 @@ def do(
     drain: Annotated[float, typer.Option("--drain", help="Seconds.")] = 30.0,
     check: Annotated[str | None, typer.Option("--check", help="A path.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Do not ask.")] = False,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="As often as wanted.")] = None,
 ) -> None:
     """Do it."""
 
@@ -59,6 +60,7 @@ LINES = [
     ["blog", "a", "--count", "0"],
     ["blog", "a", "--lock-timeout", "-1"],
     ["blog", "a", "--force=yes"],
+    ["blog", "a", "--tag", "x", "--tag=y"],
 ]
 
 
@@ -80,7 +82,7 @@ def test_plain_parameters_mean_what_typer_makes_of_them(args: list[str], monkeyp
 def test_the_values_of_a_change_and_of_its_common_options() -> None:
     call = parse(CHANGE, do, ["blog", "a", "b", "--dry-run", "--lock-timeout", "5", "--format", "json", "--force"])
     assert call == Call(
-        {"app": "blog", "names": ["a", "b"], "weight": "1", "count": 1, "drain": 30.0, "check": None, "force": True},
+        {"app": "blog", "names": ["a", "b"], "weight": "1", "count": 1, "drain": 30.0, "check": None, "force": True, "tags": None},
         dry_run=True,
         lock_timeout=5.0,
         is_json=True,
@@ -159,4 +161,6 @@ def test_help_shows_usage_aliases_and_the_common_options() -> None:
     for word in ("APP ", "NAME ", "--weight N", "--dry-run", "--lock-timeout S", "--format json", "-h, --help"):
         assert f"\n  {word}" in text
     assert "--KEY" in (parse(REPORT, report, ["-h"]).help or "")
+    declared = Command("apps:x:report", "x", "Report it", "plugin.py:report", "report", "[APP]", keys=("app", "domains"))
+    assert "--KEY          Print one value; KEY is app domains." in (parse(declared, report, ["-h"]).help or "")
     assert parse(CHANGE, do, ["blog", "--", "-h"]).help is None
