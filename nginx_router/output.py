@@ -235,7 +235,7 @@ class Output:
             if outcome.serving is not None:  # a stopped proxy was named already
                 number = outcome.closed_connections
                 touched = f"a reload touched {number} connection{'' if number == 1 else 's'}"
-                reloads = touched if outcome.reloads else "no reload of its own"
+                reloads = touched if outcome.reloads else "no reload"
                 self.say(f"{_subject(outcome)}: {outcome.kind}, generation {outcome.generation}, {reloads}")
         if not changes and not any(o.error or o.notes or o.serving is None for o in outcomes):
             # an app without domains and endpoints was saved all the same

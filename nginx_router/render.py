@@ -180,8 +180,11 @@ class Renderer:
         return _pool(self.properties(app)) if self._is_live(app, facts) else ()
 
     def _is_live(self, app: App, facts: Facts) -> bool:
-        # an own template says itself where requests go
-        return self.settings.is_live and self.template_of(app, facts) is None
+        if not self.settings.is_live or self.template_of(app, facts) is not None:
+            return False  # an own template says itself where requests go
+        # and so does a snippet with `proxy_pass http://router_APP.PROCESS`
+        own = upstream_name(app.name, "")
+        return not any(own in text for text in (*app.snippets.values(), *(text for _, _, text in facts.snippets)))
 
     def http(
         self,

@@ -52,7 +52,7 @@ def rename(router: Router, old: Annotated[str, typer.Argument(metavar="OLD", hel
 
 
 def clone(router: Router, app: AppArgument, new: NewArgument) -> None:
-    """Create an app with the settings of another, but not its domains, endpoints and certificates.
+    """Create an app with the settings of another, but not its domains and endpoints.
 
     Example: router apps:clone blog staging
     """

@@ -431,6 +431,14 @@ def test_an_own_template_says_itself_where_requests_go(lively: Live, three: list
     assert pids(lively) != before and lively.get(HOST).body == "two"
 
 
+def test_a_snippet_may_name_the_upstreams(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.snippet("blog", "location /old/ {\n    proxy_pass http://router_blog.web/;\n}\n")
+    lively.done("reconcile")
+    lively.done("apps:deploy", "blog", three[1])
+    assert lively.get(HOST, "/old/x").body == lively.get(HOST).body == "two"
+
+
 def test_back_to_reloads_under_load(lively: Live, three: list[Backend]) -> None:
     lively.app("blog", [HOST], [three[0]])
     lively.done("reconcile")

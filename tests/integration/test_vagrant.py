@@ -155,7 +155,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         shutil.rmtree(tree)
 
 
-def test_provisioned_machine_serves_the_demo_apps(machine: Machine) -> None:
+def test_provisioned_machine_serves_the_demo_apps_and_provisioning_again_changes_nothing(machine: Machine) -> None:
     assert machine.run("systemctl is-enabled nginx", check=False).strip() == "disabled", "bootstrap starts no server"
     for command in provisioning_commands():
         machine.run(command)
@@ -165,8 +165,6 @@ def test_provisioned_machine_serves_the_demo_apps(machine: Machine) -> None:
     report = machine.run("router apps:report blog --format json")
     assert '"serving": true' in report
 
-
-def test_provisioning_again_changes_nothing(machine: Machine) -> None:
     before = machine.run("router status --generation")
     for command in provisioning_commands():
         machine.run(command)

@@ -239,7 +239,7 @@ def test_a_change_says_how_it_went() -> None:
     assert stderr.getvalue().splitlines() == [
         "blog: structure, generation 7, a reload touched 2 connections",
         "shop: endpoints, generation 7, a reload touched 1 connection",
-        "wiki: structure, generation 7, no reload of its own",
+        "wiki: structure, generation 7, no reload",
     ]
     assert stdout.getvalue() == ""
 
