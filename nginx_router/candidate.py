@@ -58,7 +58,13 @@ class Candidate:
         self._rendered: dict[str, Rendered | None] = {}
         self._owners: dict[str, str] = base.owners if base else {}
         self.settings = parse_globals(self.config, self.global_domains, self._tables)
-        self.facts = facts(self.settings, base.facts if base else None)
+        self.problem: UsageProblem | None = None  # of the settings as they stand: a change of these is the way out
+        try:
+            self.facts = facts(self.settings, base.facts if base else None)
+        except UsageProblem as why:
+            if base is None:
+                raise
+            self.facts, self.problem = base.facts, why
         self._renderer = Renderer(store.paths.root, self.settings, self.facts)
         if base and self._renders_differently(base):
             self._render_all()
@@ -387,7 +393,7 @@ class Candidate:
         self.settings = settings
         if (settings.proxy, settings.nginx) == (was.proxy, was.nginx):  # what plugins make of their keys are facts
             return "nothing"
-        self.facts = self._host_facts(settings, self.base.facts if self.base else None)
+        self.facts, self.problem = self._host_facts(settings, self.base.facts if self.base else None), None
         self._renderer = Renderer(self.store.paths.root, settings, self.facts)
         self._render_all()
         return "structure"
@@ -453,11 +459,12 @@ class Candidate:
             self.settings,
             self.facts,
             self._renderer,
+            self.problem,
         )
 
     def _restore(self, saved: tuple[Any, ...]) -> None:
         self._texts, self._moves, self._rendered, self._owners = saved[:4]
-        self.config, self.global_domains, self.settings, self.facts, self._renderer = saved[4:]
+        self.config, self.global_domains, self.settings, self.facts, self._renderer, self.problem = saved[4:]
 
 
 def _without_lost(base: Index, generations: Generations) -> Index:

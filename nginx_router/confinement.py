@@ -62,6 +62,8 @@ _SIZES = frozenset(_SIZES_NAMES.split())
 #: Blocks that hold the same.
 _BLOCKS = frozenset({"location", "if", "limit_except"})
 _IN_UPSTREAMS = frozenset({"keepalive_requests", "keepalive_time", "keepalive_timeout", "least_conn", "ip_hash", "random", "hash"})
+#: `(?<router_process>.*)` in a location, an `if` or a `rewrite`: with `updates live` it would choose whose instances answer.
+_ROUTERS_GROUP = re.compile(r"[<']router_", re.IGNORECASE)
 _SERVER_FLAG = re.compile(r"(weight|max_fails|max_conns)=[0-9]{1,6}|fail_timeout=[0-9]{1,6}(ms|s|m|h|d)?|backup|down")
 
 
@@ -183,6 +185,8 @@ def _check(directives: Sequence[Directive], allowed: Mapping[str, Check], own: O
     for directive in directives:
         check = allowed.get(directive.name)
         what = check(directive, own) if check else "it may lead out of the app"
+        if any(map(_ROUTERS_GROUP.search, directive.args)):
+            what = "a group of a pattern may not make a variable of router's"
         if what:
             raise _Leaves(directive.line, f"{directive.name}: {what}")
 
@@ -237,7 +241,7 @@ def _is_own_upstream(directive: Directive, own: Own) -> bool:
 
 
 def _is_free_variable(directive: Directive, own: Own) -> bool:
-    return len(directive.args) == 2 and not directive.args[0].startswith("$router_")
+    return len(directive.args) == 2 and not directive.args[0].lower().startswith("$router_")  # nginx does not mind the case
 
 
 def _upstream(directive: Directive, own: Own) -> str:

@@ -133,7 +133,8 @@ class Router:
             return None
         number = probe.partition("-")[0]
         if probe == index.probe and index.live:
-            number, probe = (found := plane.routes.version()).partition("-")[0], index.probe if found == index.live else ""
+            with contextlib.suppress(PermissionError):  # the probe answers everybody, the routes their owner alone
+                number, probe = (found := plane.routes.version()).partition("-")[0], index.probe if found == index.live else ""
         return index.number if probe == index.probe else int(number) if number.isdigit() else None
 
     def tables(self) -> Tables:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .nginx import Nginx
 
 _SECONDS = 10.0
+#: How many addresses a question names: nginx takes a request line of 8 KiB.
+_AT_ONCE = 25
 
 
 def modules(nginx: Nginx, known: Sequence[str]) -> tuple[str, ...]:
@@ -52,9 +54,15 @@ class Live:
         self.path = path
 
     def version(self) -> str:
-        """The version of the routes that nginx has; empty: it has none, or nobody answers."""
+        """The version of the routes that nginx has; empty: it has none, or nobody answers.
+
+        Raises:
+            PermissionError: this user may not ask.
+        """
         try:
             status, body = self._ask("GET", "/version")
+        except PermissionError:
+            raise
         except OSError:
             return ""
         return body if status == 200 else ""
@@ -80,22 +88,25 @@ class Live:
             if status == 200 and body == version:
                 return
             why = "no memory: it has room for some 200,000 endpoints" if body == "no memory" else body or f"status {status}"
-        raise ReloadFailed(f"nginx did not take the endpoints up: {why}", hint="router proxy:reload")
+        raise ReloadFailed(f"nginx did not take the endpoints up: {why}", hint="router doctor --fix")
 
     def in_flight(self, workers: Iterable[int], addresses: Iterable[str]) -> int:
-        """How many requests these workers have under way at these addresses, a websocket is one; 0 where nobody answers.
+        """How many requests these workers have under way at these addresses; a websocket is one.
 
         Raises:
-            ReloadFailed: it did not say.
+            ReloadFailed: nobody said.
         """
-        asked = urlencode([*(("pid", pid) for pid in workers), *(("address", address) for address in addresses)])
-        try:
-            status, body = self._ask("GET", f"/in-flight?{asked}")
-        except OSError:
-            return 0
-        if status != 200 or not body.isdigit():
-            raise ReloadFailed(f"nginx does not say what is under way: {body or status}", hint="router doctor")
-        return int(body)
+        pids, every, found = list(workers), list(addresses), 0
+        for at in range(0, len(every), _AT_ONCE):
+            asked = urlencode([*(("pid", pid) for pid in pids), *(("address", address) for address in every[at : at + _AT_ONCE])])
+            try:
+                status, body = self._ask("GET", f"/in-flight?{asked}")
+            except OSError as why:
+                raise ReloadFailed(f"nginx does not say what is under way: {why.strerror or why}", hint="router doctor") from None
+            if status != 200 or not body.isdigit():
+                raise ReloadFailed(f"nginx does not say what is under way: {body or status}", hint="router doctor")
+            found += int(body)
+        return found
 
     def _ask(self, method: str, target: str, body: str = "") -> tuple[int, str]:
         data = body.encode()

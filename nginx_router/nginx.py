@@ -29,7 +29,7 @@ from .files import make_directory
 from .hostconf import HostConf
 from .model import Globals, HostFacts
 from .orphans import Orphan
-from .processes import children, command_line, is_alive, parent_of, started_at
+from .processes import children, command_line, is_alive, is_listened_on, parent_of, started_at
 from .settings import LONGEST_SOCKET, Paths
 
 _STOP_SECONDS = 10.0
@@ -120,6 +120,8 @@ class Nginx:
 
     def is_mute(self, facts: HostFacts) -> bool:
         """Whether its socket was removed while it listens on it: no reload makes another."""
+        if self.settings.is_live and not self.routes.path.is_socket() and is_listened_on(self.routes.path):
+            return True
         return not self._is_asked_by_name(facts) and not (self.paths.run / "probe.sock").is_socket()
 
     def predecessor(self) -> int | None:
@@ -169,7 +171,12 @@ class Nginx:
 
     def in_flight(self, addresses: Iterable[str]) -> int:
         """How many requests are under way at these addresses, of routes that change without a reload."""
-        return self.routes.in_flight([w.pid for w in self.workers()], addresses) if self.settings.is_live else 0
+        if not self.settings.is_live or self.master() is None:
+            return 0
+        try:
+            return self.routes.in_flight([w.pid for w in self.workers()], addresses)
+        except ReloadFailed:
+            return 1  # who does not say may have some: the deadline decides
 
     def test(self, conf: Path) -> Verdict:
         """`nginx -t` of a file."""

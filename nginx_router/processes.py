@@ -74,3 +74,11 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def is_listened_on(path: Path) -> bool:
+    """Whether some process has a unix socket of this name open, be the name still there or not."""
+    try:
+        return any(line.endswith(f" {path}") for line in Path("/proc/net/unix").read_text(errors="replace").splitlines())
+    except OSError:
+        return False

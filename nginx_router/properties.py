@@ -83,7 +83,9 @@ def _proxy(name: str, default: str, rule: str, help: str, check: Callable[[str],
 _PROXY = (
     _proxy("mode", "managed", "managed or host", "whose nginx serves: router's own, or the distribution's", kinds.matching("managed|host")),
     _proxy("http-port", "", "a port from 1 to 65535", "the port of apps without ports of their own (8080; host mode: 80)", kinds.port),
-    _proxy("https-port", "", "a port from 1 to 65535", "the same for apps with a certificate (8443; host mode: 443); not used yet", kinds.port),
+    _proxy(
+        "https-port", "", "a port from 1 to 65535", "the same for apps with a certificate (8443; host mode: 443); not used yet", kinds.port
+    ),
     _proxy(
         "allowed-ports",
         "",

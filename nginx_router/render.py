@@ -183,8 +183,8 @@ class Renderer:
         if not self.settings.is_live or self.template_of(app, facts) is not None:
             return False  # an own template says itself where requests go
         # and so does a snippet with `proxy_pass http://router_APP.PROCESS`
-        own = upstream_name(app.name, "")
-        return not any(own in text for text in (*app.snippets.values(), *(text for _, _, text in facts.snippets)))
+        own = upstream_name(app.name, "").lower()
+        return not any(own in text.lower() for text in (*app.snippets.values(), *(text for _, _, text in facts.snippets)))
 
     def http(
         self,

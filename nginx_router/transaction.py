@@ -36,7 +36,7 @@ from typing import Any
 from . import faults, journal, listening, starting
 from .candidate import Candidate
 from .dataplane import DataPlane, Reloaded, data_plane
-from .errors import NginxRejected, ProxyDown, ReloadFailed, RouterError
+from .errors import NginxRejected, ProxyDown, ReloadFailed, RouterError, UsageProblem
 from .generations import Generations, Index, Manifest, objects_in
 from .hookspecs import who
 from .model import Globals, Tables, parse_globals
@@ -107,7 +107,8 @@ class Transaction:
             current = self.generations.current()
         self.store.empty_trash()  # nothing is in it that an intent would bring back
         if current is not None and not current.is_of(self.paths.root):
-            current = self._move_in(current)
+            with contextlib.suppress(UsageProblem):  # the settings do not fit this place: the command says so, or changes them
+                current = self._move_in(current)
         if current is not None:
             try:
                 self._serve(current)  # somebody changed `current`, or reloaded nginx, by hand
@@ -219,6 +220,8 @@ class Transaction:
             RouterError: it cannot be; everything is as before.
             OSError: the disk is full, or so; everything is as before.
         """
+        if candidate.problem is not None:
+            raise candidate.problem
         base = candidate.base
         plane = data_plane(self.paths, candidate.settings)
         began = time.monotonic()
@@ -345,8 +348,8 @@ class Transaction:
             return Reloaded()
         reloaded = plane.reload(index.facts, index.probe)
         if index.live:
-            # it read them as it was reloaded; what is gone goes now that no old worker accepts
-            plane.routes.take(index.live, index.routes, None)
+            # it read them as it was reloaded; what an old worker may still ask for, of a slow upload, stays until the next time
+            plane.routes.take(index.live, {**(base.routes if base else {}), **index.routes}, None)
         faults.step("reloaded")
         return reloaded
 

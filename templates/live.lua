@@ -1,6 +1,6 @@
 -- Routes that change without a reload: which instance answers is chosen here, when nginx is about to connect.
 --
---   router_routes  name of a process's upstream -> its line, and "version": what the router wrote last
+--   router_routes  name of a process's upstream -> its line; "version": what the router wrote last; "epoch": how often it wrote
 --   router_counts  "n PID ADDRESS" requests under way, by worker and instance; "t ADDRESS" the same of all workers, where
 --                  the way of choosing asks for it; "f ADDRESS" failures of late, "b ADDRESS" left out until it expires
 --
@@ -10,7 +10,7 @@ local ngx, tonumber, tostring, random, min = ngx, tonumber, tostring, math.rando
 local routes, counts = ngx.shared.router_routes, ngx.shared.router_counts
 
 local live = {}
-local known, version = {}, nil -- of this worker: the lines it has read, and when that was
+local known, epoch = {}, nil -- of this worker: the lines it has read, and when that was
 local BUSY = -3 -- NGX_BUSY: nobody to ask, which nginx answers with 502
 
 local held = {} -- request id -> the instances it was given, one after the other
@@ -50,8 +50,11 @@ end
 
 
 local function route_of(name, now)
-    if now ~= version then
-        known, version = {}, now
+    if now ~= epoch then
+        if epoch == nil then
+            math.randomseed(ngx.worker.pid() + ngx.now() * 1000) -- else all workers begin at the same instance
+        end
+        known, epoch = {}, now
     end
     local route = known[name]
     if route == nil then
@@ -187,8 +190,8 @@ end
 
 local function let_go(one)
     local left = counts:incr(one.peer.count, -1)
-    if left and left <= 0 and one.version ~= version then
-        counts:delete(one.peer.count) -- this worker alone counts there
+    if left and left <= 0 then
+        counts:delete(one.peer.count) -- this worker alone counts there; what stayed would push out the count of a long request
     end
     if one.route.totals then
         counts:incr(one.peer.total, -1)
@@ -219,7 +222,9 @@ function live.balance()
     local tried
     if again and mine then
         local last = mine[#mine]
-        failed(last)
+        if again == "failed" then
+            failed(last) -- and not "next": an answer that proxy_next_upstream sends on, such as http_404
+        end
         let_go(last)
         mine[#mine] = nil
         mine.tried = mine.tried or {}
@@ -227,23 +232,23 @@ function live.balance()
         tried = mine.tried
     end
     for _ = 1, 100 do
-        local now = version or routes:get("version")
+        local now = epoch or routes:get("epoch") or 0
         local route = route_of(name, now)
         local peer = route and choose(route, tried)
         if not peer then
-            if routes:get("version") == now then
+            if (routes:get("epoch") or 0) == now then
                 return ngx.exit(BUSY)
             end
-            known, version = {}, nil
+            known, epoch = {}, routes:get("epoch") or 0
         else
             hold(route, peer)
-            -- counted first, then looked again: whoever wrote a new version before it saw the count at zero is heeded here
-            if routes:get("version") == now then
+            -- counted first, then looked again: whoever wrote before it saw the count at zero is heeded here
+            if (routes:get("epoch") or 0) == now then
                 if mine == nil then
                     mine = {}
                     held[id] = mine
                 end
-                mine[#mine + 1] = { route = route, peer = peer, version = now }
+                mine[#mine + 1] = { route = route, peer = peer }
                 if not again then
                     balancer.set_more_tries(min(#route.active + #route.backup - 1, 100))
                 end
@@ -254,8 +259,8 @@ function live.balance()
                 end
                 return
             end
-            let_go({ route = route, peer = peer, version = now })
-            known, version = {}, nil
+            let_go({ route = route, peer = peer })
+            known, epoch = {}, routes:get("epoch") or 0
         end
     end
     return ngx.exit(BUSY)
@@ -272,7 +277,7 @@ function live.done()
     held[id] = nil
     for n = 1, #mine do
         local status = ngx.status >= 502 and ngx.var.upstream_status
-        if n == #mine and status and (status:match("502$") or status:match("504$")) and ngx.var.upstream_bytes_received == "0" then
+        if n == #mine and status and (status:match("502$") or status:match("504$")) and (ngx.var.upstream_bytes_received or ""):match("(%d+)$") == "0" then
             failed(mine[n])
         end
         let_go(mine[n])
@@ -288,7 +293,7 @@ end
 
 local function forget_all_but(kept)
     for _, name in ipairs(routes:get_keys(0)) do
-        if name ~= "version" and not kept[name] then
+        if name ~= "version" and name ~= "epoch" and not kept[name] then
             routes:delete(name)
         end
     end
@@ -312,6 +317,7 @@ local function take(text, to, only)
             put(name, line)
         end
         put("version", to)
+        routes:incr("epoch", 1, 0)
     end
     if not only then
         write()
@@ -386,6 +392,9 @@ function live.admin()
     end
     local ok, why = pcall(take, body or "", ngx.var.arg_version, ngx.var.arg_only == "1")
     if not ok then
+        -- some lines may be written and some lost: what is here is no version that anybody knows
+        routes:delete("version")
+        routes:incr("epoch", 1, 0)
         return answer(507, tostring(why))
     end
     answer(200, routes:get("version"))

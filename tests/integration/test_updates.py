@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -407,6 +409,68 @@ def test_a_full_memory_refuses_and_loses_nothing(lively: Live, three: list[Backe
     assert spread(lively, 5) == {"one": 5}
     lively.done("apps:deploy", "blog", three[1])
     assert spread(lively, 5) == {"two": 5}
+
+
+def test_a_socket_that_somebody_removed_is_said_and_doctor_starts_nginx_anew(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    (lively.paths.run / "live/admin.sock").unlink()
+    result = lively("apps:deploy", "blog", three[1])
+    assert result.code == 9 and "doctor --fix" in result.err, result
+    assert spread(lively, 5) == {"one": 5}
+    lively("doctor", "--fix")
+    lively.done("apps:deploy", "blog", three[1])
+    assert spread(lively, 5) == {"two": 5}
+
+
+def test_after_a_refusal_nobody_goes_by_half_of_it(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    index = lively.generations.current()
+    assert index
+    admin = socket_of(lively)
+    filler = {f"filler{n}": "round_robin 1 10 " + "x" * 100_000 for n in range(400)}
+    with pytest.raises(ReloadFailed):
+        admin.take("99-x", {"router_blog.web": f"round_robin 1 10 127.0.0.1|{three[1].port}|1|active"} | filler, index.routes)
+    assert admin.version() == "", "what it has now is no version"
+    lively.done("apps:lock", "blog")
+    assert spread(lively, 20) == {"one": 20}
+    lively.serves_current()
+
+
+def test_many_addresses_are_asked_for(lively: Live) -> None:
+    assert socket_of(lively).in_flight(lively.workers(), [f"unix:/{'x' * 90}/{n}" for n in range(500)]) == 0
+
+
+def test_nobody_answers_is_not_nothing_under_way(lively: Live, slow: Slow, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [slow])
+    lively.done("reconcile")
+    aside = lively.paths.run / "aside"
+    asking = threading.Thread(target=lively.get, args=(HOST, "/slow"))
+    asking.start()
+    time.sleep(0.3)  # until it is under way; nothing tells
+    deploy = lively.begin("apps:deploy", "blog", three[0], "--drain", "3", "--format", "json")
+    until(lambda: lively.get(HOST).body == "one", 30, "the new instance")
+    (lively.paths.run / "live").rename(aside)
+    try:
+        result = deploy.wait()
+    finally:
+        aside.rename(lively.paths.run / "live")
+    assert result.code == 0 and result.json["forced"] == 1, result
+    slow.may_go.set()
+    asking.join(10)
+
+
+def test_settings_that_do_not_fit_the_place_can_be_changed(lively: Live, three: list[Backend], tmp_path: Path) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    far = tmp_path / ("x" * 100) / "r"
+    far.parent.mkdir()
+    shutil.copytree(lively.paths.root, far, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
+    result = lively("apps:lock", "blog", ROUTER_ROOT=str(far))
+    assert result.code == 2 and "shorter root" in result.err, result
+    lively.done("proxy:set", "--global", "updates", "reload", ROUTER_ROOT=str(far))
+    lively.done("apps:lock", "blog", ROUTER_ROOT=str(far))
 
 
 def test_without_the_module_it_is_refused_with_the_command_that_installs_it(live: Live) -> None:

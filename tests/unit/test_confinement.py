@@ -80,6 +80,23 @@ def test_crossplane_reads_what_passes_as_we_do(tmp_path: Path) -> None:
     assert [d["directive"] for d in found[1]["block"]] == [d.name for d in parse(path.read_text())[1].block or ()]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "set $router_process router_shop.web;",
+        "set $Router_Process router_shop.web;",
+        "location ~ ^/x/(?<router_process>.*)$ { return 200; }",
+        'if ($arg_a ~ "(?<Router_process>.*)") { return 200; }',
+        "rewrite (?P<router_process>.*) /x;",
+        "rewrite \"(?'router_process'.*)\" /x;",
+        "auth_request_set $ROUTER_process $upstream_http_x;",
+    ],
+)
+def test_whose_instances_answer_is_not_chosen_by_a_snippet(own: Own, text: str) -> None:
+    with pytest.raises(NginxRejected):
+        confine("apps/blog/nginx.conf.d/x.conf", text, own, is_template=False)
+
+
 def test_a_refusal_names_file_line_and_directive(own: Own) -> None:
     with pytest.raises(NginxRejected) as refused:
         confine("apps/blog/nginx.conf.d/x.conf", "gzip on;\nlocation / {\n  root /;\n}\n", own, is_template=False)
