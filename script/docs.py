@@ -13,6 +13,7 @@ import nginx_router
 from nginx_router.commands import alias, nouns, of_noun, visible
 from nginx_router.controller import Router
 from nginx_router.discovery import Command
+from nginx_router.errors import BY_EXIT_CODE
 from nginx_router.helptext import OTHER, Explained, usage_lines
 from nginx_router.hookspecs import markdown as hooks
 from nginx_router.kinds import LOG_FORMATS, LOG_VARIABLES
@@ -81,6 +82,7 @@ def pages() -> Mapping[Path, str]:
     )
     parts = {
         "hooks.md": ("<!-- made from nginx_router/hookspecs.py by script/docs -->\n", hooks()),
+        "exit-codes.md": ("<!-- made from nginx_router/errors.py by script/docs -->\n", exit_codes()),
         "properties.md": ("<!-- made from the table of properties by script/docs -->\n", properties_part()),
     }
     for name, (mark, text) in parts.items():
@@ -147,6 +149,16 @@ def _rows(rows: object) -> str:
 
 def _escaped(text: str) -> str:
     return re.sub(r"([*<|])", r"\\\1", text).replace("_", r"\_")
+
+
+# -- docs/exit-codes.md
+
+
+def exit_codes() -> str:
+    """The table of docs/exit-codes.md."""
+    rows = {0: "done, or nothing was to be done", **{code: error.meaning for code, error in sorted(BY_EXIT_CODE.items())}}
+    text = "".join(f"| {code} | {_cell(meaning)} |\n" for code, meaning in rows.items())
+    return f"| code | means |\n|---|---|\n{text}| 130, 143 | ended by INT or TERM before any change |\n"
 
 
 # -- docs/properties.md
