@@ -74,14 +74,11 @@ class Live:
             ReloadFailed: it did not take them, its memory is full for one; what it has now is not known.
         """
         why = "it has no answer"
-        for changed in ([lines(before, routes)] if before is not None else []) + [None]:
-            only = changed is None
+        for known, only in [(before, 0), ({}, 1)]:
+            if known is None:
+                continue
             try:
-                status, body = self._ask(
-                    "POST",
-                    f"/routes?{urlencode({'version': version, 'only': int(only)})}",
-                    lines({}, routes) if changed is None else changed,
-                )
+                status, body = self._ask("POST", f"/routes?{urlencode({'version': version, 'only': only})}", lines(known, routes))
             except OSError as problem:
                 why = problem.strerror or str(problem)
                 continue

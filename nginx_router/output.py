@@ -68,14 +68,8 @@ class Output:
 
     def binary(self, data: bytes) -> None:
         """Bytes that are no text, to stdout; nothing else is printed there."""
-        try:
+        with self._writing():
             self._stdout.buffer.write(data)
-        except BrokenPipeError:
-            self._forget_stdout()
-            raise SystemExit(READER_GONE) from None
-        except OSError as why:
-            self._forget_stdout()
-            raise OSError(why.errno, why.strerror, "standard output") from None
 
     def json(self, value: object) -> None:
         """The answer as JSON, to stdout."""
@@ -247,10 +241,15 @@ class Output:
             self._stderr.flush()
 
     def _write(self, text: str) -> None:
-        try:
+        with self._writing():
             self._stdout.write(text)
             if not text or self._stdout.isatty():
                 self._stdout.flush()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except BrokenPipeError:
             self._forget_stdout()
             raise SystemExit(READER_GONE) from None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(180)
 
 HOST = "blog.test"
+#: More routes than nginx has memory for.
+FILLER = {f"filler{n}": "round_robin 1 10 " + "x" * 100_000 for n in range(400)}
 
 
 def switch(live: Live) -> None:
@@ -403,9 +405,8 @@ def test_a_full_memory_refuses_and_loses_nothing(lively: Live, three: list[Backe
     index = lively.generations.current()
     assert index
     admin = socket_of(lively)
-    filler = {f"filler{n}": "round_robin 1 10 " + "x" * 100_000 for n in range(400)}
     with pytest.raises(ReloadFailed, match="no memory"):
-        admin.take(index.live, index.routes | filler, index.routes)
+        admin.take(index.live, index.routes | FILLER, index.routes)
     assert spread(lively, 5) == {"one": 5}
     lively.done("apps:deploy", "blog", three[1])
     assert spread(lively, 5) == {"two": 5}
@@ -429,9 +430,8 @@ def test_after_a_refusal_nobody_goes_by_half_of_it(lively: Live, three: list[Bac
     index = lively.generations.current()
     assert index
     admin = socket_of(lively)
-    filler = {f"filler{n}": "round_robin 1 10 " + "x" * 100_000 for n in range(400)}
     with pytest.raises(ReloadFailed):
-        admin.take("99-x", {"router_blog.web": f"round_robin 1 10 127.0.0.1|{three[1].port}|1|active"} | filler, index.routes)
+        admin.take("99-x", {"router_blog.web": f"round_robin 1 10 127.0.0.1|{three[1].port}|1|active"} | FILLER, index.routes)
     assert admin.version() == "", "what it has now is no version"
     lively.done("apps:lock", "blog")
     assert spread(lively, 20) == {"one": 20}
