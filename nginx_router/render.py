@@ -17,11 +17,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from . import directives, routes
+from . import balancing, directives
+from .balancing import upstream_name
 from .errors import TemplateError, UsageProblem
 from .kinds import is_among
 from .model import TEMPLATE, App, Facts, Globals, HostFacts
-from .names import WEB, Endpoint, listener
+from .names import WEB, listener
 from .resources import shipped
 from .sandbox import Sandbox, Unrendered
 from .settings import LONGEST_SOCKET
@@ -116,7 +117,7 @@ class Renderer:
         nginx = self.properties(app)
         directives.check(app.name, nginx)
         variables = directives.believed(app.name, app.nginx, nginx)
-        upstreams = [u for process in app.processes if (u := _upstream(app, process, facts, nginx))]
+        upstreams = [u for process in app.processes if (u := balancing.block(app, process, facts, nginx))]
         names = {u["process"]: u["name"] for u in upstreams}
         is_live = self._is_live(app, facts)
         by_process: dict[str, list[int]] = {}
@@ -128,7 +129,7 @@ class Renderer:
                 "ports": ports,
                 "listens": [listen for port in ports for listen in self.listens(port, app)],
                 "names": list(app.served_domains),
-                "upstream": _pool_name(_pool(nginx)) if is_live else names.get(process),
+                "upstream": balancing.pool_name(balancing.pool(nginx)) if is_live else names.get(process),
                 "live": upstream_name(app.name, process) if is_live else "",
                 "includes": [{"path": i.path, "source": i.source} for i in includes],
                 "location_includes": [{"path": i.path, "source": i.source} for i in location],
@@ -170,14 +171,13 @@ class Renderer:
         nginx = self.properties(app)
         found = {}
         for process in app.processes:
-            if servers := _servers(app, process, facts):
-                peers = [(address, e.weight, "down" if e.down else "backup" if e.backup else "active") for address, e in servers.items()]
-                found[upstream_name(app.name, process)] = routes.line(nginx, peers)
+            if line := balancing.route(app, process, facts, nginx):
+                found[upstream_name(app.name, process)] = line
         return found
 
     def pool(self, app: App, facts: Facts) -> tuple[str, ...]:
         """How connections to the endpoints of an app are kept, where it shares them with others."""
-        return _pool(self.properties(app)) if self._is_live(app, facts) else ()
+        return balancing.pool(self.properties(app)) if self._is_live(app, facts) else ()
 
     def _is_live(self, app: App, facts: Facts) -> bool:
         if not self.settings.is_live or self.template_of(app, facts) is not None:
@@ -283,7 +283,7 @@ class Renderer:
             "pools": [
                 # each app may keep as many as it would alone; what that costs a worker at its start, 1,024 bound
                 {
-                    "name": _pool_name(pool),
+                    "name": balancing.pool_name(pool),
                     "keepalive": min(count * int(pool[0]), max(int(pool[0]), 1024)),
                     "timeout": pool[1],
                     "requests": pool[2],
@@ -344,75 +344,3 @@ def quoted(value: object) -> str:
 def commented(value: object) -> str:
     """`value` as it may stand in a comment: nothing in it ends the line."""
     return "".join(c if c.isprintable() else "?" for c in str(value))
-
-
-def upstream_name(app: str, process: str) -> str:
-    """The name of a process's upstream; app names may hold dots, process names never do, so no two are alike."""
-    return f"router_{app}.{process}"
-
-
-def _upstream(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) -> dict[str, Any] | None:
-    serving = [e for e in app.of_process(process) if not e.drain]
-    if not any(not e.down for e in serving):
-        return None
-    only_backups = all(e.backup or e.down for e in serving)
-    servers = [
-        {"address": address, "flags": _flags(e, only_backups, nginx), "named": "" if e.address.is_literal else e.address.host}
-        for address, e in _servers(app, process, facts).items()
-    ]
-    return {
-        "name": upstream_name(app.name, process),
-        "process": process,
-        # 64k hold 56 to 64 servers, by the length of their addresses (measured on 1.22.1); later versions keep more of each
-        "zone": f"{64 * (1 + len(servers) // 32)}k",
-        "servers": servers,
-        **directives.of_upstream(app.name, nginx, serving),
-    }
-
-
-def _pool(values: Mapping[str, str]) -> tuple[str, ...]:
-    return values["proxy-keepalive"], values["proxy-keepalive-timeout"], values["proxy-keepalive-requests"]
-
-
-def _pool_name(pool: tuple[str, ...]) -> str:
-    return f"router_live_{'_'.join(pool)}"
-
-
-def _servers(app: App, process: str, facts: Facts) -> dict[str, Endpoint]:
-    """Where nginx connects to for a process, if one of its endpoints is up; two names of one instance have one share of the rotation."""
-    serving = [e for e in app.of_process(process) if not e.drain]
-    if all(e.down for e in serving):
-        return {}
-    found: dict[str, Endpoint] = {}
-    for e in sorted(serving):
-        for address in addresses_of(app.name, e, facts):
-            found.setdefault(address, e)
-    return found
-
-
-def addresses_of(app: str, endpoint: Endpoint, facts: Facts) -> list[str]:
-    """Where nginx connects to for an endpoint: resolved at apply time, so that a name can never keep nginx from booting.
-
-    Raises:
-        UsageProblem: its host name was not resolved.
-    """
-    if endpoint.address.is_literal:
-        return [endpoint.address.text]
-    found = facts.resolved.get(endpoint.address.host)
-    if not found:
-        raise UsageProblem(
-            f"app {app}: the host name of endpoint {endpoint.address} does not resolve",
-            hint=f"getent ahosts {endpoint.address.host}",
-            app=app,
-        )
-    return [endpoint.address.at(ip) for ip in sorted(found)]
-
-
-def _flags(endpoint: Endpoint, only_backups: bool, nginx: Mapping[str, str]) -> str:
-    words = [f"weight={endpoint.weight}"] if endpoint.weight != 1 else []
-    words += directives.of_endpoint(nginx)
-    if endpoint.backup and not only_backups:
-        words.append("backup")  # nginx refuses an upstream of backups alone
-    if endpoint.down:
-        words.append("down")
-    return "".join(f" {word}" for word in words)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .balancing import addresses_of, upstream_name
 from .errors import RouterError, UsageProblem
 from .generations import Index
 from .model import App, parse_app
 from .names import covers, domain, port_number, shown
-from .render import addresses_of, upstream_name
 
 if TYPE_CHECKING:
     from .controller import Router

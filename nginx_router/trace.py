@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import accesslog
+from .balancing import upstream_name
 from .errors import RouterError, nearest
 from .generations import Index
 from .orphans import counted
-from .render import upstream_name
 from .routing import Expected, Target, expect
 
 if TYPE_CHECKING:

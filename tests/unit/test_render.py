@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from nginx_router.balancing import upstream_name
 from nginx_router.errors import TemplateError, UsageProblem
 from nginx_router.files import FileLock
 from nginx_router.model import App, Facts, Globals, HostFacts, parse_app
 from nginx_router.processes import children, is_alive
-from nginx_router.render import Include, Renderer, commented, quoted, upstream_name
+from nginx_router.render import Include, Renderer, commented, quoted
 
 ROOT = Path("/srv/router")
 TEXTS = {"DOMAINS": "blog.example.com\n", "UPSTREAMS": "10.0.0.3:80\n"}
