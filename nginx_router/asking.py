@@ -121,6 +121,10 @@ class Asking:
             raise as_error(met)
         return [prepared[place] for place in range(len(events))]
 
+    def needs_reload(self) -> bool:
+        """Whether nginx would have to be reloaded for the prepared events."""
+        return any(applied.kind != "nothing" for applied in self._applied.values()) and self._candidate.needs_reload()
+
     def rehearse(self, events: Sequence[Event]) -> list[Outcome]:
         """Say what the prepared events would change; nothing is written.
 
@@ -142,7 +146,7 @@ class Asking:
         cost = "one reload" if reloads else "no reload"
         how = "nothing to reload" if kind == "nothing" else f"{kind}: {cost}" if master else f"{kind}: the proxy is stopped"
         if master and reloads:
-            how += f", which touches {plane.client_connections(master)} client connections"
+            how += f", which touches {plane.clients(master).text()}"
         router.request.say(f"dry run, nothing was changed ({how})")
         number = candidate.base.number if candidate.base else None
         serving = router.serving()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from . import directives, routes
+from . import canaries, directives, health, routes
 from .errors import UsageProblem
 from .model import App, Facts
 from .names import Endpoint
@@ -16,28 +18,65 @@ def upstream_name(app: str, process: str) -> str:
     return f"router_{app}.{process}"
 
 
-def block(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the upstream block of a process says; None where none of its endpoints is up.
+def canary_name(app: str, process: str) -> str:
+    """The name of the upstream of a process's canaries; no app's name begins with `canary_`."""
+    return f"router_canary_{app}.{process}"
+
+
+def blocks(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What the upstream blocks of a process say, that of its canaries behind its own; none where none of its endpoints is up.
 
     Raises:
         UsageProblem: a host name was not resolved, or the properties contradict the endpoints.
     """
-    serving = [e for e in app.of_process(process) if not e.drain]
-    if not any(not e.down for e in serving):
-        return None
+    serving = health.serving(app, process, facts)
+    if all(e.down for e in serving):
+        return []
+    stable, few = canaries.parted(serving)
+    found = [_block(app, process, upstream_name(app.name, process), stable, facts, nginx)]
+    if few:
+        # whoever was to go to a canary goes to the others where no canary answers
+        spare = [replace(e, backup=True, canary=False) for e in stable if not e.down]
+        found.append(_block(app, process, canary_name(app.name, process), few, facts, nginx, spare))
+    return found
+
+
+def _block(
+    app: App, process: str, name: str, serving: Sequence[Endpoint], facts: Facts, nginx: Mapping[str, str], spare: Sequence[Endpoint] = ()
+) -> dict[str, Any]:
     only_backups = all(e.backup or e.down for e in serving)
+    method = directives.of_upstream(app.name, nginx, serving)
     found = [
-        {"address": address, "flags": _flags(e, only_backups, nginx), "named": "" if e.address.is_literal else e.address.host}
-        for address, e in servers(app, process, facts).items()
+        {"address": address, "flags": _flags(e, each, nginx), "named": "" if e.address.is_literal else e.address.host}
+        for group, each in ((serving, only_backups), (spare, False))
+        for address, e in _servers(app, group, facts).items()
     ]
     return {
-        "name": upstream_name(app.name, process),
+        "name": name,
         "process": process,
         # 64k hold 56 to 64 servers, by the length of their addresses (measured on 1.22.1); later versions keep more of each
         "zone": f"{64 * (1 + len(found) // 32)}k",
         "servers": found,
-        **directives.of_upstream(app.name, nginx, serving),
+        # The ways of choosing that know no backups refuse them where they are named first.  Named behind the servers they take
+        # them, and ask them as the others do: when all else has failed.
+        "method_last": method["method"] if spare else "",
+        **method,
+        **({"method": ""} if spare else {}),
     }
+
+
+def split(app: App, process: str, facts: Facts) -> dict[str, Any] | None:
+    """The block at http level that says which clients of a process get its canaries; None where it has none that are up.
+
+    The canaries come first, so that whoever got them at 10% gets them at 20% too.
+    """
+    if not canaries.parted(health.serving(app, process, facts))[1]:
+        return None
+    share = canaries.share_of(app)
+    tag = hashlib.sha256(f"{app.name} {process}".encode()).hexdigest()[:12]
+    rows = [(share, canary_name(app.name, process))] if share != "0%" else []  # which nginx does not take
+    rows.append(("*", upstream_name(app.name, process)))
+    return {"kind": "split_clients", "source": "$router_client", "variable": f"$router_canary_{tag}", "rows": rows}
 
 
 def route(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) -> str:
@@ -46,10 +85,15 @@ def route(app: App, process: str, facts: Facts, nginx: Mapping[str, str]) -> str
     Raises:
         UsageProblem: a host name was not resolved.
     """
+    serving = health.serving(app, process, facts)
+    if all(e.down for e in serving):
+        return ""
+    stable, few = canaries.parted(serving)
     peers = [
-        (address, e.weight, "down" if e.down else "backup" if e.backup else "active") for address, e in servers(app, process, facts).items()
+        (address, e.weight, "down" if e.down else "canary" if e in few else "backup" if e.backup else "active")
+        for address, e in _servers(app, [*stable, *few], facts).items()
     ]
-    return routes.line(nginx, peers) if peers else ""
+    return routes.line(nginx, peers, canaries.hundredths(canaries.share_of(app)) if few else None)
 
 
 def pool(values: Mapping[str, str]) -> tuple[str, ...]:
@@ -62,11 +106,8 @@ def pool_name(pool: tuple[str, ...]) -> str:
     return f"router_live_{'_'.join(pool)}"
 
 
-def servers(app: App, process: str, facts: Facts) -> dict[str, Endpoint]:
-    """Where nginx connects to for a process, if one of its endpoints is up; two names of one instance have one share of the rotation."""
-    serving = [e for e in app.of_process(process) if not e.drain]
-    if all(e.down for e in serving):
-        return {}
+def _servers(app: App, serving: Sequence[Endpoint], facts: Facts) -> dict[str, Endpoint]:
+    """Where nginx connects to for some endpoints; two names of one instance have one share of the rotation."""
     found: dict[str, Endpoint] = {}
     for e in sorted(serving):
         for address in addresses_of(app.name, e, facts):
@@ -93,8 +134,7 @@ def addresses_of(app: str, endpoint: Endpoint, facts: Facts) -> list[str]:
 
 
 def _flags(endpoint: Endpoint, only_backups: bool, nginx: Mapping[str, str]) -> str:
-    words = [f"weight={endpoint.weight}"] if endpoint.weight != 1 else []
-    words += directives.of_endpoint(nginx)
+    words = directives.of_endpoint(nginx, endpoint.weight)
     if endpoint.backup and not only_backups:
         words.append("backup")  # nginx refuses an upstream of backups alone
     if endpoint.down:

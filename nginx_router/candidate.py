@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import claims, lines, routes
+from . import canaries, claims, endpointlog, health, lines, routes
 from .confinement import Own
+from .entries import Entries, values_of
 from .errors import Conflict, StateCorrupt, UsageProblem, as_error
 from .events import Edit, Event, reduce
 from .generations import Generations, Index
@@ -163,18 +164,36 @@ class Candidate:
     def lost_objects(self) -> dict[str, bytes]:
         """Objects of apps that events looked at, which the disk lost or somebody changed."""
         kept = {sha: data for r in self._rendered.values() if r is not None for sha, data in r.objects()}
+        for sha in self.inlined():
+            kept.pop(sha, None)
         named = {sha for r in self.changed.values() if r is not None for sha, _ in r.objects()}
         return {sha: data for sha, data in kept.items() if sha not in named and not self.generations.is_intact(sha)}
 
     def index(self, number: int, probe: str, live: str = "") -> Index:
         """What generation `number` is made of; `live` is the version of its routes, where those change without a reload."""
-        apps = dict(self.base.apps) if self.base else {}
-        for name, rendered in self.changed.items():
-            if rendered is None:
-                apps.pop(name, None)
-            else:
-                apps[name] = replace(rendered.entry, generation=number)
+        changes = {
+            **{name: replace(self.base.apps[name], inline="") for name in self._inline() if self.base},
+            **{name: replace(r.entry, generation=number) if r is not None else None for name, r in self.changed.items()},
+        }
+        base = self.base.apps if self.base else {}
+        apps = (base if isinstance(base, Entries) else Entries(values_of(base))).changed(changes)
         return Index(number, probe, self.config, self.global_domains, self.facts, apps, str(self.store.paths.root), self._released(), live)
+
+    def logged(self, live: str) -> tuple[Index, dict[str, Entry]]:
+        """The base with changes of endpoints alone, and the entries that differ; `live` is the version of the routes then."""
+        assert self.base is not None
+        number = self.base.number
+        changes = {name: replace(r.entry, generation=number, inline=r.state.decode()) for name, r in self.changed.items() if r is not None}
+        apps = self.base.apps if isinstance(self.base.apps, Entries) else Entries(values_of(self.base.apps))
+        return replace(self.base, apps=apps.changed(changes), live=live), changes
+
+    def inlined(self) -> dict[str, bytes]:
+        """What a generation of its own keeps as objects of the base's changes of endpoints."""
+        base = self.base.apps if self.base else {}
+        return {base[name].state: base[name].inline.encode() for name in self._inline()}
+
+    def _inline(self) -> list[str]:
+        return [name for name, each in values_of(self.base.apps if self.base else {}).items() if each.get("inline")]
 
     def router_conf(self, index: Index) -> str:
         """router.conf of a generation, the probe's number in its header: unchanged bytes need no reload."""
@@ -190,7 +209,11 @@ class Candidate:
         if not self.settings.is_host_mode:
             files["nginx.conf"] = self._renderer.main(index.number, self.generations.directory(index.number))
         if index.live:
-            files |= {"live.lua": self._renderer.live_program(), "live.tsv": routes.snapshot(index.live, index.routes)}
+            files |= {
+                "live.lua": self._renderer.live_program(),
+                "live.tsv": routes.snapshot(index.live, index.routes),
+                endpointlog.NAME: endpointlog.begun(index.live),
+            }
         return files
 
     def main_conf(self, directory: Path) -> str:
@@ -222,9 +245,41 @@ class Candidate:
         base = self.base.apps if self.base else {}
         return any((r.entry.routes if r else ()) != (base[n].routes if n in base else ()) for n, r in self.changed.items())
 
+    @property
+    def is_logged(self) -> bool:
+        """Whether nothing changes but where requests go: nginx takes that up as it runs, and it makes no generation."""
+        base = self.base
+        if base is None or not base.live or base.is_lost or base.log >= endpointlog.LONGEST or self._moves:
+            return False
+        if not self.changes_routes or not self._reads_the_same(base):
+            return False
+        return all(_but_routes(r.entry) == _but_routes(base.apps[name]) for name, r in self.changed.items() if r is not None)
+
+    def _reads_the_same(self, base: Index) -> bool:
+        """Whether what nginx reads is the base's, as far as apps and settings say; their thousands are not looked at."""
+        if (self.config, self.global_domains, self.facts) != (base.config, base.global_domains, base.facts):
+            return False
+        if not self.settings.is_live or not base.is_of(self.store.paths.root):
+            return False
+        program = self.generations.directory(base.number) / "live.lua"
+        if not program.is_file() or program.read_text() != self._renderer.live_program():
+            return False  # of another version of this program
+        return all(
+            r is not None and name in base.apps and (r.entry.vhost, r.entry.ports, r.entry.pool) == _read_by_nginx(base.apps[name])
+            for name, r in self.changed.items()
+        )
+
     def needs_reload(self) -> bool:
         """Whether nginx would read something else than it did."""
-        return self.base is None or self.router_conf(self.index(self.base.number, self.base.probe)) != self._base_conf()
+        if self.base is not None and self.base.live and self._reads_the_same(self.base):
+            return False
+        if self.base is None or self.router_conf(self.index(self.base.number, self.base.probe)) != self._base_conf():
+            return True
+        if self.settings.is_host_mode or self.base.config == self.config:
+            return False
+        # of what stands above the http block nginx takes this one up by a reload
+        was = parse_globals(self.base.config, self.base.global_domains, self._tables)
+        return was.get("worker-shutdown-timeout") != self.settings.get("worker-shutdown-timeout")
 
     def render(self, name: str, texts: Texts, facts: Facts) -> Rendered:
         """An app as it would be served with these texts and facts; the candidate stays as it is.
@@ -285,6 +340,7 @@ class Candidate:
             kind = self._put(name, texts, event.facts.get(name))
             kinds.append(kind)
             self._refuse_claims(event, name, had[edit.moved[0] if edit.moved else name])
+        kinds += [self._mark(name, unhealthy) for name, unhealthy in edit.unhealthy.items()]
         config = self.config if edit.config is None else edit.config
         domains = self.global_domains if edit.global_domains is None else edit.global_domains
         if (config, domains) != (self.config, self.global_domains):
@@ -298,7 +354,9 @@ class Candidate:
         before = self._entry(name)
         self._disk(name)
         self._texts[name] = texts
-        self._owners = {d: a for d, a in self._owners.items() if a != name}
+        for domain in before.domains if before else ():
+            if self._owners.get(domain) == name:
+                del self._owners[domain]
         if texts is None:
             self._rendered[name] = None
             return "structure" if before and before.vhost else "nothing"
@@ -307,7 +365,9 @@ class Candidate:
             raise Conflict(f"app {name} is not the one it was when this command began", hint="the same command again", app=name)
         old_texts, old_facts = self._before(name, before)
         facts = Facts.from_json(given) if given is not None else old_facts
-        facts = replace(facts, resolved={**old_facts.resolved, **facts.resolved})
+        # which endpoints are unhealthy is found out by the watch alone, whoever asks for whatever else
+        known = old_facts if before is not None else self._facts_before_move(name)
+        facts = replace(facts, resolved={**old_facts.resolved, **facts.resolved}, unhealthy=known.unhealthy)
         rendered = self._render(name, texts, facts)
         self._rendered[name] = rendered
         self._owners |= dict.fromkeys(rendered.app.domains, name)
@@ -316,7 +376,22 @@ class Candidate:
         if before is None and not rendered.vhost:
             return "nothing"
         same = before is not None and _but_endpoints(old_texts) == _but_endpoints(texts)
-        return "endpoints" if same and replace(facts, resolved={}) == replace(old_facts, resolved={}) else "structure"
+        return "endpoints" if same and _but_endpoints_of(facts) == _but_endpoints_of(old_facts) else "structure"
+
+    def _mark(self, name: str, unhealthy: Mapping[str, str]) -> str:
+        """Which of an app's endpoints fail their checks, of what is served: what its directory holds by now is another change."""
+        before = self._entry(name)
+        if before is None:
+            raise Conflict(f"app {name} is not served any more", app=name)
+        texts, facts = self._before(name, before)
+        rendered = self._rendered[name] = self._render(name, texts, replace(facts, unhealthy=unhealthy))
+        is_same = (before.vhost, before.routes) == (rendered.entry.vhost, rendered.entry.routes)
+        return "nothing" if is_same else "endpoints"
+
+    def _facts_before_move(self, name: str) -> Facts:
+        came_from = self._came_from(name)
+        entry = self.base.apps.get(came_from) if self.base and came_from != name else None
+        return self._before(came_from, entry)[1] if entry else Facts()
 
     def confined(self, name: str) -> Confined:
         """What of an app's directory others than the host's own people may write."""
@@ -384,7 +459,11 @@ class Candidate:
             if place := self._of_the_host(domain, self._renderer.ports(app)):
                 raise Conflict(f"domain {domain} of app {name} belongs to the host's own nginx", hint=f"its server_name: {place}", app=name)
         used = {e.address.host for e in app.endpoints if not e.address.is_literal}
-        facts = replace(facts, resolved={host: ips for host, ips in sorted(facts.resolved.items()) if host in used})
+        facts = replace(
+            facts,
+            resolved={host: ips for host, ips in sorted(facts.resolved.items()) if host in used},
+            unhealthy=health.still_out(facts, app, self._tables, self.settings.plugins),
+        )
         return render(self._renderer, self.store.paths.objects, app, texts, facts)
 
     def _set_globals(self, config: str, domains: str) -> str:
@@ -468,22 +547,34 @@ class Candidate:
 
 
 def _without_lost(base: Index, generations: Generations) -> Index:
-    return replace(base, apps={name: entry for name, entry in base.apps.items() if generations.is_intact(entry.state)})
+    return replace(base, apps={name: entry for name, entry in base.apps.items() if entry.inline or generations.is_intact(entry.state)})
 
 
 def _same(entry: Entry, other: Entry | None) -> bool:
-    return other is not None and replace(entry, generation=0) == replace(other, generation=0)
+    return other is not None and replace(entry, generation=0, inline="") == replace(other, generation=0, inline="")
+
+
+def _but_routes(entry: Entry) -> Entry:
+    return replace(entry, state="", routes=(), unhealthy=0, generation=0, inline="", canary="", aborted="")
+
+
+def _read_by_nginx(entry: Entry) -> tuple[object, ...]:
+    return entry.vhost, entry.ports, entry.pool
+
+
+def _but_endpoints_of(facts: Facts) -> Facts:
+    return replace(facts, resolved={}, unhealthy={})
 
 
 def _but_endpoints(texts: Texts) -> dict[str, str]:
     kept = {path: text for path, text in texts.items() if path not in (UPSTREAMS, APP_TOML)}
-    # counts say how many endpoints there are to be; they render nothing
+    # counts say how many endpoints there are to be and render nothing; the share of a canary says how much its endpoints get
     from .tomltext import set_key
 
     toml = texts.get(APP_TOML, "")
-    if "count" in toml or "locked" in toml:
+    if any(word in toml for word in ("count", "locked", canaries.TABLE)):
         try:
-            toml = set_key(set_key(toml, "", "count", None), "", "locked", None)
+            toml = set_key(set_key(set_key(toml, "", "count", None), "", "locked", None), "", canaries.TABLE, None)
         except (ValueError, UsageProblem):
             return {**kept, APP_TOML: toml}
     return {**kept, APP_TOML: toml.strip()}

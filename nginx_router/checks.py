@@ -12,7 +12,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -28,11 +28,13 @@ _NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 
 @dataclass(frozen=True)
 class Check:
-    """How an endpoint is asked: by a TCP connect, or (`path`) by an HTTP GET that must answer 2xx or 3xx."""
+    """How an endpoint is asked: by a TCP connect, or (`path`) by an HTTP GET that must answer with one of `statuses`."""
 
     path: str | None = None
     host: str = ""  # the Host header; empty: the address
     timeout: float = 30.0  # for all endpoints together
+    each: float | None = None  # for one try; None: a third of that
+    statuses: tuple[tuple[int, int], ...] = ((200, 399),)  # that pass
 
     def __post_init__(self) -> None:
         if self.path is not None and (
@@ -63,7 +65,21 @@ def run(
     say: Callable[[str], None],
     resolved: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
-    """See every endpoint answer; what each does is told by `say`.
+    """See every endpoint answer to one check; what each does is told by `say`.
+
+    Raises:
+        ChecksFailed: one did not.
+    """
+    run_each(app, dict.fromkeys(addresses, check), say, resolved)
+
+
+def run_each(
+    app: str,
+    asked: Mapping[Address, Check],
+    say: Callable[[str], None],
+    resolved: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> None:
+    """See every endpoint answer to its own check; what each does is told by `say`.
 
     `resolved`: IP addresses of host names that DNS need not know.
 
@@ -71,29 +87,29 @@ def run(
         ChecksFailed: one did not; the endpoint, its last status or errno, and the beginning of its answer are said.
     """
     words: queue.SimpleQueue[_Word] = queue.SimpleQueue()
-    addresses = list(dict.fromkeys(addresses))
-    deadline = time.monotonic() + check.timeout
+    seconds = max((check.timeout for check in asked.values()), default=0.0)
+    deadline = time.monotonic() + seconds
     over = threading.Event()
-    for address in addresses:
+    for address, check in asked.items():
         places = [Address(address.at(ip)) for ip in resolved.get(address.host, ())] or [address]
         # daemon: getaddrinfo cannot be interrupted, and must not keep the command from ending
         threading.Thread(target=_keep_asking, args=(address, places, check, deadline, over, words.put), daemon=True).start()
     try:
-        failed = _listen(addresses, check, deadline, words, say)
+        failed = _listen(asked, seconds, deadline, words, say)
     finally:
         over.set()
     if failed:
-        address, *others = (a for a in addresses if a in failed)
+        address, *others = (a for a in asked if a in failed)
         also = f"; failed too: {', '.join(map(str, others))}" if others else ""
         raise ChecksFailed(
-            f"app {app}: endpoint {address} failed its check ({check}): {failed[address]}{also}",
+            f"app {app}: endpoint {address} failed its check ({asked[address]}): {failed[address]}{also}",
             hint="nothing was changed: see the instance's own log",
             app=app,
         )
 
 
 def _listen(
-    addresses: Sequence[Address], check: Check, deadline: float, words: queue.SimpleQueue[_Word], say: Callable[[str], None]
+    addresses: Iterable[Address], seconds: float, deadline: float, words: queue.SimpleQueue[_Word], say: Callable[[str], None]
 ) -> dict[Address, str]:
     """What failed, once every endpoint has passed or failed or the time is over."""
     waited_for = dict.fromkeys(addresses, "no answer")
@@ -104,7 +120,7 @@ def _listen(
             # a little longer than the threads: their last words say more than ours
             word = words.get(timeout=max(0.0, deadline + 0.2 - time.monotonic()))
         except queue.Empty:
-            late = {a: f"{why} within {check.timeout:g} s" if why == "no answer" else why for a, why in waited_for.items()}
+            late = {a: f"{why} within {seconds:g} s" if why == "no answer" else why for a, why in waited_for.items()}
             return failed | late
         if word.done and word.passed:
             del waited_for[word.address]
@@ -130,7 +146,7 @@ def _keep_asking(
         is_final = False
         try:
             # an instance that is still starting may take a first connection and never answer it: there is a second try
-            answer = _ask(address, places, check, min(max(deadline - time.monotonic(), 0.05), max(check.timeout / 3, 0.05)))
+            answer = _ask(address, places, check, min(max(deadline - time.monotonic(), 0.05), check.each or max(check.timeout / 3, 0.05)))
             tell(_Word(address, True, f"{answer} after {time.monotonic() - began:.1f} s", passed=True))
             return
         except socket.gaierror as why:
@@ -187,7 +203,7 @@ def _get(connection: socket.socket, address: Address, check: Check) -> str:
     try:
         http.request("GET", check.path, headers={"Host": host, "User-Agent": "router-check", "Accept": "*/*", "Connection": "close"})
         with http.getresponse() as response:
-            if 200 <= response.status < 400:
+            if any(low <= response.status <= high for low, high in check.statuses):
                 return f"answers {response.status}"
             body = b""
             with contextlib.suppress(OSError, HTTPException):  # the status says enough

@@ -75,6 +75,7 @@ class Own:
     logs: frozenset[str]
     formats: frozenset[str]
     variables: frozenset[str]  # at http level
+    splits: frozenset[str]  # of these those that name an upstream of the app
     upstreams: frozenset[str]
     addresses: frozenset[str]
     listens: frozenset[str]
@@ -90,6 +91,7 @@ class Own:
             logs=frozenset({values["access_log"], values["error_log"], "off"} - {""}),
             formats=frozenset({"router_main", "router_json", "combined", *([form["name"]] if form else ())}),
             variables=frozenset(row["variable"] for row in values["maps"]),
+            splits=frozenset(row["variable"] for row in values["maps"] if row["kind"] == "split_clients"),
             upstreams=frozenset(u["name"] for u in values["upstreams"]),
             addresses=frozenset(s["address"] for u in values["upstreams"] for s in u["servers"]),
             listens=frozenset(listen for s in values["servers"] for listen in s["listens"]),
@@ -234,7 +236,18 @@ def _is_own_error_log(directive: Directive, own: Own) -> bool:
     return len(directive.args) in (1, 2) and directive.args[0] in own.logs - {"off"} and {*directive.args[1:]} <= levels
 
 
+def _is_own_split(directive: Directive, own: Own) -> bool:
+    rows = directive.block or ()
+    return (
+        len(directive.args) == 2
+        and directive.args[1] in own.variables
+        and all(len(row.args) == 1 and row.args[0] in own.upstreams for row in rows)
+    )
+
+
 def _is_own_upstream(directive: Directive, own: Own) -> bool:
+    if directive.args[:1] and directive.args[0].removeprefix("http://") in own.splits:
+        return len(directive.args) == 1
     found = re.fullmatch(r"http://([a-z0-9._-]+)(/[^$\\]*)?", directive.args[0]) if len(directive.args) == 1 else None
     process = found[1].removeprefix(f"router_{own.app}.") if found else ""
     return found is not None and found[1] != process and "." not in process
@@ -295,8 +308,9 @@ _UPSTREAM: Mapping[str, Check] = {
 _TOP: Mapping[str, Check] = {
     "server": _server,
     "upstream": _upstream,
-    "map": _rows("a variable of the app", lambda d, own: len(d.args) == 2 and d.args[1] in own.variables),
-    "geo": _rows("a variable of the app", lambda d, own: len(d.args) == 2 and d.args[1] in own.variables),
+    "map": _rows("a variable of the app", lambda d, own: len(d.args) == 2 and d.args[1] in own.variables - own.splits),
+    "geo": _rows("a variable of the app", lambda d, own: len(d.args) == 2 and d.args[1] in own.variables - own.splits),
+    "split_clients": _rows("upstreams of the app, into a variable of it", _is_own_split),
     "log_format": _only("that of the app", lambda d, own: d.args[:1] == (f"router_{own.app}",) and d.args[0] in own.formats),
     "include": _SERVER["include"],
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from .submitting import Submitting, signals_wait
 
 if TYPE_CHECKING:
     from .candidate import Candidate
-    from .dataplane import DataPlane
+    from .dataplane import DataPlane, Reloaded
     from .output import Output
 
 
@@ -55,7 +55,9 @@ class Outcome:
     notes: tuple[str, ...] = ()  # said already
     answer: Mapping[str, Any] = field(default_factory=dict)
     reloads: int = 0  # counted once where several changes share one
-    closed_connections: int = 0  # client connections that the reload touched
+    closed_connections: int = 0  # client connections that the reload closed: idle ones
+    kept_connections: int = 0  # those that old workers go on to serve
+    websockets: int | None = 0  # of these; None: not known
     old_workers: tuple[tuple[int, int], ...] = ()  # pid and start time of the workers from before
     seconds: float = 0.0
     error: RouterError | None = None
@@ -205,7 +207,12 @@ class Router:
             if self.request.dry_run:
                 return asking.rehearse(prepared)
             answers = Submitting(self.paths, self.tables).submit(
-                prepared, independent=independent, command=self.request.command, patience=self.request.lock_timeout
+                prepared,
+                independent=independent,
+                command=self.request.command,
+                patience=self.request.lock_timeout,
+                reloads=asking.needs_reload,
+                say=self.request.say,
             )
             served()
             outcomes = [_outcome(event, raw) for event, raw in zip(events, answers, strict=True)]
@@ -230,10 +237,15 @@ class Router:
             self._journal(events, outcomes, problem if isinstance(problem, RouterError) else first, time.monotonic() - began)
         return outcomes
 
-    def record(self, began: float, why: RouterError | None = None, *, generation: int | None = None, reloads: int = 0) -> None:
+    def record(
+        self, began: float, why: RouterError | None = None, *, generation: int | None = None, reloaded: Reloaded | None = None
+    ) -> None:
         """Leave a journal line of what was done, or failed, since (a monotonic time) without `change`."""
-        done = [] if why else [Outcome(Event("record", None), None, generation, reloads=reloads)]
-        self._journal([], done, why, time.monotonic() - began)
+        done = Outcome(Event("record", None), None, generation)
+        if reloaded is not None:
+            cost = {key: getattr(reloaded, key) for key in ("closed_connections", "kept_connections", "websockets")}
+            done = replace(done, reloads=1, **cost)
+        self._journal([], [] if why else [done], why, time.monotonic() - began)
 
     def judge(self, names: Sequence[str]) -> dict[str, RouterError | None]:
         """What is wrong with what the directories of `names` hold now, as nginx sees it; nothing is changed.
@@ -301,10 +313,16 @@ class Router:
     def _take_up_all_first(self, events: Sequence[Event]) -> None:
         """The first generation of a root holds what the directories hold, not only what this change names."""
         index = self.index()
-        if (index and index.is_of(self.paths.root)) or self.request.dry_run or any(e.action.startswith("take-up") for e in events):
+        if (
+            (index and index.is_of(self.paths.root) and not index.is_lost)
+            or self.request.dry_run
+            or any(e.action.startswith("take-up") for e in events)
+        ):
             return
         if names := self.store.names():
             why = f"this root is a copy of {index.root}" if index else "the first generation"
+            if index and index.is_lost:
+                why = f"the last changes of endpoints are lost ({self.generations.log_path(index.number)})"
             self.request.say(f"{why}: taking up {len(names)} app directories")
             for outcome in self.reconcile():
                 if outcome.error:
@@ -339,6 +357,11 @@ class Router:
                 "exit": code,
                 "seconds": round(seconds, 3),
                 "reloads": sum(o.reloads for o in outcomes),
+                "closed_connections": sum(o.closed_connections for o in outcomes),
+                "kept_connections": sum(o.kept_connections for o in outcomes),
+                "websockets": None if any(o.websockets is None for o in outcomes) else sum(o.websockets or 0 for o in outcomes),
+                # of `seconds` those from the turn of the host lock until nginx was seen to serve it
+                "served_seconds": max((o.seconds for o in outcomes if o.kind != "nothing" and o.serving is not None), default=None),
             }
         )
 
@@ -393,6 +416,8 @@ def _outcome(event: Event, raw: Mapping[str, Any]) -> Outcome:
         raw["answer"],
         raw["reloads"],
         raw["closed_connections"],
+        raw.get("kept_connections", 0),  # a leader of an earlier version
+        raw.get("websockets", 0),
         tuple((pid, started) for pid, started in raw["old_workers"]),
         raw["seconds"],
     )

@@ -6,12 +6,12 @@ prove.  Checks of `doctor` and the set-up of host mode know which program it is,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .live import Live
+from .live import InFlight, Live
 from .model import Globals, HostFacts
 from .orphans import Orphan
 from .settings import Paths
@@ -31,7 +31,24 @@ class Reloaded:
     """What a proven reload cost."""
 
     old_workers: tuple[tuple[int, int], ...] = ()  # pid and start of those that still finish what they have
-    closed_connections: int = 0
+    closed_connections: int = 0  # idle ones of clients, and those whose request ended meanwhile
+    kept_connections: int = 0  # those that old workers go on to serve: requests and websockets
+    websockets: int | None = 0  # that were open; None: not known
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The client connections that a reload would touch: it closes the idle ones, and old workers finish the others."""
+
+    connections: int
+    idle: int  # at least: an idle connection to an instance may hide one
+    websockets: int | None  # None: not known
+
+    def text(self) -> str:
+        """In words."""
+        known = "" if self.websockets is None else f", {self.websockets} websocket{'' if self.websockets == 1 else 's'}"
+        what = f"{self.connections} client connection{'' if self.connections == 1 else 's'}"
+        return f"{what} (at least {self.idle} idle{known})" if self.connections else what
 
 
 @dataclass(frozen=True)
@@ -85,8 +102,8 @@ class DataPlane(Protocol):
     def workers(self, master: int | None = None) -> list[Worker]:
         """Its workers, those that are shutting down too."""
 
-    def client_connections(self, master: int) -> int:
-        """How many client connections the workers that accept hold."""
+    def clients(self, master: int) -> Clients:
+        """The client connections of the workers that accept."""
 
     def probe(self, facts: HostFacts) -> str | None:
         """What the generation that serves answers at this moment; None: nobody answers."""
@@ -98,8 +115,8 @@ class DataPlane(Protocol):
     def routes(self) -> Live:
         """The routes that it has, of those that change without a reload."""
 
-    def in_flight(self, addresses: Iterable[str]) -> int:
-        """How many requests are under way at these addresses, of routes that change without a reload."""
+    def in_flight(self, addresses: Iterable[str]) -> Mapping[int, InFlight]:
+        """What each worker has under way at these addresses, of routes that change without a reload."""
 
     def test(self, conf: Path) -> Verdict:
         """What it says of a configuration; nothing changes."""

@@ -16,19 +16,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import checks, drain, runners, sockets
+from . import canaries, checks, drain, health, runners, sockets
 from .arguments import default_domains
 from .checks import Check
 from .drain import Drained
 from .errors import Busy, Conflict, NotDrained, Terminated, UsageProblem
 from .events import Event
 from .files import FileLock
-from .model import UPSTREAMS
-from .names import WEB, Address, Endpoint, address, app_name, endpoint_argument, process_name, shown
+from .model import UPSTREAMS, App
+from .names import WEB, Address, AppName, Domain, Endpoint, address, app_name, endpoint_argument, process_name, shown
 from .upstreams import endpoint_lines
 
 if TYPE_CHECKING:
@@ -47,11 +47,14 @@ class Options:
     drain: float = 30.0
     strict: bool = False  # not drained at the deadline is a failure
     create: bool = False  # deploy: make the app if there is none
+    websockets: str = "keep"  # or "close": those to old instances are not waited for
 
     def __post_init__(self) -> None:
         Check(self.check, timeout=self.check_timeout)
         if not math.isfinite(self.drain) or self.drain < 0:
             raise UsageProblem(f"--drain {self.drain:g} is not a number of seconds")
+        if self.websockets not in ("keep", "close"):
+            raise UsageProblem(f"--websockets {shown(self.websockets)} is neither keep nor close")
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,11 @@ class Handover:
     forced: int  # connections that were left at the deadline
     closed_connections: int
     seconds: float
+    canary: str | None = None  # the share of the clients that canaries get now
+    websockets: int = 0  # that were left, as far as they are known: whoever stops the retired cuts them
 
     def as_json(self) -> dict[str, Any]:
-        """The keys that are promised to scripts, and `still_running`."""
+        """The keys that are promised to scripts, `still_running` and `canary`."""
         return {
             "app": self.app,
             "generation": self.generation,
@@ -76,8 +81,10 @@ class Handover:
             "retired": list(self.retired),
             "forced": self.forced,
             "closed_connections": self.closed_connections,
+            "websockets": self.websockets,
             "seconds": round(self.seconds, 3),
             "still_running": list(self.still_running),
+            "canary": self.canary,
         }
 
 
@@ -128,13 +135,13 @@ def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Sho
         NotDrained: deployed, but the wait was ended by a signal, or at the deadline with `strict`.
     """
     began = time.monotonic()
-    with _turn(router, app), _Signals() as signals:
-        event = _takeover(router, app, wanted, options)
+    with turn(router, app), Signals() as signals:
+        event = takeover(router, app, wanted, options)
         with router.journalled(event):
             router.gate(event)
-            _check(router, event, options)
-        swap = _swap(router, event, "deployed", options, signals)
-        _tell_retired(router, app, swap.retired)
+            check_new(router, event, options)
+        swap = swap_and_wait(router, event, "deployed", options, signals)
+        tell_retired(router, app, swap.retired)
         show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
 
 
@@ -150,10 +157,10 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
     """
     began = time.monotonic()
     runners.require(router, app)
-    with _turn(router, app), _Signals() as signals:
+    with turn(router, app), Signals() as signals:
         now = {process: [e.address.text for e in router.app(app).of_process(process)] for process in counts}
         for process, count in counts.items():
-            event = _takeover(router, app, {process: now[process]}, options, {process: count})
+            event = takeover(router, app, {process: now[process]}, options, {process: count})
             with router.journalled(event):
                 router.gate(event)
         if router.request.dry_run:
@@ -161,11 +168,11 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
             return
         with runners.stopping_unused(router, app) as started:
             wanted = {process: runners.start(router, app, process, count, now[process], started) for process, count in counts.items()}
-            event = _takeover(router, app, wanted, options, counts)
+            event = takeover(router, app, wanted, options, counts)
             with router.journalled(event):
-                _check(router, event, options)
-            swap = _swap(router, event, "scaled", options, signals)
-        _tell_retired(router, app, swap.retired)
+                check_new(router, event, options)
+            swap = swap_and_wait(router, event, "scaled", options, signals)
+        tell_retired(router, app, swap.retired)
         show(swap.handover(app, began, retired=swap.retired, still_running=runners.stop(router, app, swap.retired)))
 
 
@@ -177,7 +184,7 @@ def drain_endpoints(router: Router, app: str, addresses: Sequence[str], options:
         NotDrained: the wait was ended by a signal, or at the deadline with `strict`.
     """
     began = time.monotonic()
-    with _Signals() as signals:
+    with Signals() as signals:
         swap = _set_drain(router, app, _addresses(addresses), options, signals)
         show(swap.handover(app, began, retired=(), still_running=()))
 
@@ -190,23 +197,24 @@ def retire(router: Router, app: str, addresses: Sequence[str], options: Options,
         NotDrained: as for `drain_endpoints`; the lines are still there, and a second call goes on.
     """
     began = time.monotonic()
+    require_counts(router, app, options)
     there = {e.address.text for e in router.app(app).endpoints}
     given = _addresses(addresses)
     for absent in (a for a in given if a.text not in there):
         router.request.say(f"{absent} is not on {app}")
     given = [a for a in given if a.text in there]
     if not given:
-        return show(_Swap(router.generations.current_number(), "nothing", ()).handover(app, began, retired=(), still_running=()))
-    with _Signals() as signals:
+        return show(Swap(router.generations.current_number(), "nothing", ()).handover(app, began, retired=(), still_running=()))
+    with Signals() as signals:
         swap = _set_drain(router, app, given, options, signals)
         if not router.request.dry_run:
             swap = swap.followed_by(router.change([_upstreams(app, "remove", given)])[0])
-            _tell_retired(router, app, swap.retired)
+            tell_retired(router, app, swap.retired)
         return show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
 
 
 @dataclass(frozen=True)
-class _Swap:
+class Swap:
     """A change that is served, and how the wait behind it ended."""
 
     generation: int | None
@@ -214,12 +222,27 @@ class _Swap:
     retired: tuple[str, ...]
     closed_connections: int = 0
     left: int = 0
+    websockets: int = 0
 
-    def followed_by(self, outcome: Outcome) -> _Swap:
+    def followed_by(self, outcome: Outcome) -> Swap:
+        """This and a change behind it as one."""
         kind = self.kind if self.kind != "nothing" else outcome.kind
-        return _Swap(outcome.generation, kind, self.retired, self.closed_connections + outcome.closed_connections, self.left)
+        closed = self.closed_connections + outcome.closed_connections
+        return replace(self, generation=outcome.generation, kind=kind, closed_connections=closed)
+
+    def and_then(self, other: Swap) -> Swap:
+        """This and another one behind it as one."""
+        return Swap(
+            generation=other.generation,
+            kind=other.kind if other.kind != "nothing" else self.kind,
+            retired=(*self.retired, *other.retired),
+            closed_connections=self.closed_connections + other.closed_connections,
+            left=self.left + other.left,
+            websockets=self.websockets + other.websockets,
+        )
 
     def handover(self, app: str, began: float, *, retired: tuple[str, ...], still_running: tuple[str, ...]) -> Handover:
+        """What is told of it."""
         return Handover(
             app=app,
             generation=self.generation,
@@ -228,12 +251,13 @@ class _Swap:
             still_running=still_running,
             forced=self.left,
             closed_connections=self.closed_connections,
+            websockets=self.websockets,
             seconds=time.monotonic() - began,
         )
 
 
 @contextlib.contextmanager
-def _turn(router: Router, app: str) -> Iterator[None]:
+def turn(router: Router, app: str) -> Iterator[None]:
     """The app's own lock."""
     directory = router.paths.run / "deploy"
     if router.request.dry_run:
@@ -249,7 +273,7 @@ def _turn(router: Router, app: str) -> Iterator[None]:
         lock.release()
 
 
-def _takeover(router: Router, app: str, wanted: Wanted, options: Options, counts: Mapping[str, int] | None = None) -> Event:
+def takeover(router: Router, app: str, wanted: Wanted, options: Options, counts: Mapping[str, int] | None = None) -> Event:
     """The event of a deploy or scale, with the lines that it expects to replace.
 
     Raises:
@@ -262,6 +286,7 @@ def _takeover(router: Router, app: str, wanted: Wanted, options: Options, counts
         locked = router.app(app).locked
         if locked is not None:
             raise Conflict(f"app {app} is locked: {locked}", hint=f"router apps:unlock {app}", app=app)
+        canaries.refuse_under_way(router.app(app))
     if options.create:
         args |= {"create": True, "domains": default_domains(router, app)}
     if counts is not None:
@@ -271,15 +296,36 @@ def _takeover(router: Router, app: str, wanted: Wanted, options: Options, counts
     return Event("deploy" if counts is None else "scale", app, args)
 
 
-def _check(router: Router, event: Event, options: Options) -> None:
+def check_new(router: Router, event: Event, options: Options) -> None:
+    """See every instance answer that the event names.
+
+    Raises:
+        ChecksFailed: one does not; nothing was changed.
+    """
     if router.request.dry_run:
         return
     assert event.app is not None
-    domains = router.app(event.app).domains if event.args["existed"] else event.args["domains"]
-    exact = [d for d in domains if not d.startswith("*")]
-    asked = [address(text) for addresses in event.args["processes"].values() for text in addresses]
-    check = Check(options.check, exact[0] if exact else "", options.check_timeout)
-    checks.run(event.app, asked, check, router.request.say, _resolved_by_plugins(router, event.app, asked))
+    existed = event.args["existed"]
+    app = router.app(event.app) if existed else App(AppName(event.app), tuple(map(Domain, event.args["domains"])))
+    asked: dict[Address, Check] = {}
+    for process, addresses in event.args["processes"].items():
+        check = _check_of(router, app, process, options)
+        asked |= {address(text): check for text in addresses}
+    checks.run_each(event.app, asked, router.request.say, _resolved_by_plugins(router, event.app, list(asked)))
+
+
+def _check_of(router: Router, app: App, process: str, options: Options) -> Check:
+    """How the instances of a process are asked: as the command says, else as the app's files do.
+
+    Raises:
+        UsageProblem: what router.toml says of checks breaks a rule.
+    """
+    found = health.settings_of(router.tables(), app, process, router.settings().plugins)
+    host = found.host if found else health.first_domain(app)
+    if options.check is not None or found is None:
+        return Check(options.check, host, options.check_timeout)
+    each = found.timeout if found.is_timeout_set else None
+    return Check(found.path, host, options.check_timeout, each, found.statuses)
 
 
 def _resolved_by_plugins(router: Router, app: str, addresses: Sequence[Address]) -> dict[str, list[str]]:
@@ -293,16 +339,19 @@ def _resolved_by_plugins(router: Router, app: str, addresses: Sequence[Address])
     return found
 
 
-def _swap(router: Router, event: Event, done: str, options: Options, signals: _Signals, retired: Sequence[str] | None = None) -> _Swap:
+def swap_and_wait(
+    router: Router, event: Event, done: str, options: Options, signals: Signals, retired: Sequence[str] | None = None
+) -> Swap:
     """Change, then wait until nothing goes to what was retired; `retired` where the event's answer does not name them.
 
     Raises:
         NotDrained: `done`, but something still may go there.
     """
     assert event.app is not None
+    require_counts(router, event.app, options)
     resolved = _resolved(router, event.app)
     ports = sockets.listening_ports(router.plane().master())
-    swap: _Swap | None = None
+    swap: Swap | None = None
 
     def then(outcomes: Sequence[Outcome]) -> None:
         nonlocal swap
@@ -311,14 +360,18 @@ def _swap(router: Router, event: Event, done: str, options: Options, signals: _S
         drained = Drained(0)
         if leaving:
             drained = _wait(router, outcome, list(map(Address, leaving)), resolved, ports, options, lambda: signals.came)
-        if drained.left and not drained.given_up:
-            router.request.say(f"{_connections(drained.left)} left after {options.drain:g} s on {' '.join(leaving)}")
-        if drained.given_up or (drained.left and options.strict):
+        left = drained.requests if options.websockets == "close" else drained.left
+        if left and not drained.given_up:
+            router.request.say(f"{_connections(left)} left after {options.drain:g} s on {' '.join(leaving)}")
+        if drained.websockets and options.websockets == "close" and not drained.given_up:
+            many = "1 websocket is" if drained.websockets == 1 else f"{drained.websockets} websockets are"
+            router.request.say(f"{many} still open on {' '.join(leaving)}: whoever stops these cuts them")
+        if drained.given_up or (left and options.strict):
             raise NotDrained(f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}", app=event.app)
-        swap = _Swap(outcome.generation, outcome.kind, leaving, outcome.closed_connections, drained.left)
+        swap = Swap(outcome.generation, outcome.kind, leaving, outcome.closed_connections, left, drained.websockets)
 
     outcome = router.change([event], gated=True, served=signals.served, then=then)[0]
-    return swap or _Swap(outcome.generation, outcome.kind, ())  # a dry run retires nothing
+    return swap or Swap(outcome.generation, outcome.kind, ())  # a dry run retires nothing
 
 
 def _wait(
@@ -340,9 +393,28 @@ def _wait(
         ports | sockets.listening_ports(plane.master()),  # a port that went with this very reload is one, too
         options.drain,
         in_flight=lambda: plane.in_flight(places),
+        waits_for_websockets=options.websockets == "keep",
         given_up=given_up,
         waiting=lambda left: say(f"waiting for {_connections(left)} to old instances, {options.drain:g} s at most"),
     )
+
+
+def require_counts(router: Router, app: str, options: Options) -> None:
+    """Make sure that websockets are known from requests where they are not to be waited for.
+
+    Raises:
+        UsageProblem: nginx does not count those of this app.
+    """
+    if options.websockets == "keep":
+        return
+    if not router.plane().settings.is_live:
+        why = "there a websocket and a slow request look alike"
+        raise UsageProblem(f"--websockets close is not for updates reload: {why}", hint="router proxy:set --global updates live")
+    index = router.index()
+    entry = index.apps.get(app) if index else None
+    if entry is not None and entry.vhost and not entry.pool:
+        why = "a template or a snippet of its own says where its requests go, and nobody counts them"
+        raise UsageProblem(f"--websockets close is not for {app}: {why}", hint="leave it out", app=app)
 
 
 def _resolved(router: Router, app: str) -> Mapping[str, Sequence[str]]:
@@ -356,20 +428,21 @@ def _addresses(words: Sequence[str]) -> list[Address]:
     return list(dict.fromkeys(map(address, words)))
 
 
-def _set_drain(router: Router, app: str, addresses: Sequence[Address], options: Options, signals: _Signals) -> _Swap:
-    return _swap(router, _upstreams(app, "drain", addresses), "draining", options, signals, [a.text for a in addresses])
+def _set_drain(router: Router, app: str, addresses: Sequence[Address], options: Options, signals: Signals) -> Swap:
+    return swap_and_wait(router, _upstreams(app, "drain", addresses), "draining", options, signals, [a.text for a in addresses])
 
 
 def _upstreams(app: str, verb: str, addresses: Sequence[Address]) -> Event:
     return Event("upstreams", app, {"verb": verb, "endpoints": [Endpoint(WEB, a).line() for a in addresses]})
 
 
-def _tell_retired(router: Router, app: str, retired: Sequence[str]) -> None:
+def tell_retired(router: Router, app: str, retired: Sequence[str]) -> None:
+    """Let plugins know that nothing goes to these any more."""
     if retired and not router.request.dry_run:
         router.plugins.notify("endpoints-retired", runners.told(router, app, "retire", endpoints=list(retired)))
 
 
-class _Signals:
+class Signals:
     """TERM and INT during a change and the wait behind it.
 
     Before the change is served they end the command, by an exception, so that what is under way is cleaned up.  From then
@@ -385,7 +458,7 @@ class _Signals:
         """From now on they end the wait alone."""
         self.is_served = True
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # no other may handle signals
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -15,7 +15,7 @@ from typing import Any
 from .errors import Terminated, UsageProblem, nearest
 from .files import read_text
 from .hookspecs import API, HOOKS
-from .keys import Key, Keys, as_text, of_default, of_property
+from .keys import Key, Keys, OfProcesses, as_text, of_default, of_property
 
 MANIFEST, MODULE, DISABLED = "plugin.toml", "plugin.py", ".disabled"
 
@@ -26,7 +26,7 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _AT = re.compile(r" \(at line (\d+), column \d+\)$")
 #: What stands at the top of app.toml and router.toml besides the tables of plugins; built-in plugins own some of them.
 _RESERVED = ("ports", "locked", "domains", "count", "nginx", "proxy")
-_KEYS = ("name", "description", "version", "api", "priority", "timeout", "hooks", "config", "commands", "properties")
+_KEYS = ("name", "description", "version", "api", "priority", "timeout", "hooks", "config", "commands", "properties", "processes")
 
 
 class Unusable(Exception):
@@ -243,8 +243,9 @@ def _plugin(raw: Mapping[str, Any], directory: Path, is_built_in: bool, package:
     timeout = float(_typed(table, "timeout", (int, float), 30))
     if not 0 < timeout <= 86400:
         raise Unusable(f"timeout {timeout:g} is not a number of seconds above 0")
-    # the properties of built-in plugins are those of nginx: they are read where those are asked for
-    keys = _keys(_typed(table, "config", dict, {}), {} if is_built_in else _typed(table, "properties", dict, {}))
+    keys: Keys = _keys(_typed(table, "config", dict, {}), _typed(table, "properties", dict, {}))
+    if table.get("processes") is True:
+        keys = OfProcesses(keys)
     return Plugin(
         name=name,
         directory=directory,

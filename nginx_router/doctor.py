@@ -40,6 +40,7 @@ CHECKS: Mapping[str, Check] = {
     "clock": doctor_host.clock,
     "names": doctor_host.names,
     "endpoints": doctor_host.endpoints,
+    "checks": doctor_host.checks,
     "domains": doctor_host.domains,
     "unnamed": doctor_objects.unnamed,
     "stale": doctor_root.stale,

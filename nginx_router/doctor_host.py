@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from . import hostconf
+from . import health, hostconf
+from .entries import values_of
 from .errors import NotFound, RouterError, StateCorrupt
+from .files import FileLock
 from .findings import Finding, Look, ok, problem, some, warning
 from .model import App, Facts, parse_app
 from .names import Address
+from .proxy import failing_endpoints
 
 if TYPE_CHECKING:
     from .model import Entry
@@ -126,6 +129,28 @@ def endpoints(look: Look) -> Iterator[Finding]:
         )
     if not refused:
         yield ok(f"{len(owners)} accept connections")
+
+
+def checks(look: Look) -> Iterator[Finding]:
+    """Whether somebody asks the endpoints that are to be checked, and takes those in again that are out."""
+    if look.index is None:
+        return
+    values = values_of(look.index.apps)
+    out = [name for name, each in values.items() if each.get("unhealthy")]
+    is_watched = FileLock(look.paths.run / "watch.lock").is_held()
+    for line in failing_endpoints(look.router, look.index):
+        more = "" if is_watched else "; no watch runs, so that nobody takes it in again"
+        yield warning(f"{line}{more}", f"router checks:run {line.split()[1].rstrip(':')}" if is_watched else "router watch")
+    if out or is_watched:
+        return
+    everywhere, tables = look.settings.plugins, look.router.tables()
+    if health.TABLE not in everywhere and not any(each.get("checked") for each in values.values()):
+        return
+    for app, _ in _apps(look):
+        found = [health.settings_of(tables, app, process, everywhere) for process in app.processes]
+        if any(settings is not None and settings.interval is not None for settings in found):
+            yield warning(f"the endpoints of {app.name} are to be checked, and no watch runs that would do it", "router watch")
+            return
 
 
 def domains(look: Look) -> Iterator[Finding]:

@@ -196,10 +196,10 @@ def main_lines(look: Look, units: tuple[Path, ...] = _UNITS) -> Iterator[Finding
         yield problem(f"{conf} does not include {look.paths.current}/router.conf", "sudo router setup")
     has = {name for name, _ in host.main}
     if "worker_shutdown_timeout" not in has:
-        yield warning(
-            f"{conf} has no worker_shutdown_timeout: after each reload workers stay as long as their last websocket",
-            f"put `worker_shutdown_timeout 1h;` at the top of {conf}",
-        )
+        set_to = look.settings.get("worker-shutdown-timeout")
+        what = f"worker-shutdown-timeout is {set_to}, and" if set_to else "after each reload workers stay as long as their last websocket:"
+        line = f"`worker_shutdown_timeout {set_to or '1h'};`"
+        yield warning(f"{what} {conf} has no worker_shutdown_timeout", f"put {line} at the top of {conf}")
     if "worker_rlimit_nofile" not in has:
         yield warning(
             f"{conf} has no worker_rlimit_nofile: workers may open {_soft_limit(look.master) or 1024} files, two a request",

@@ -43,7 +43,14 @@ def generations(look: Look) -> Iterator[Finding]:
             parent = kept.manifest(newer).parent
             if parent not in (None, older) and parent not in numbers:
                 yield warning(f"generation {newer} follows from {parent}, which is gone", f"router generations:diff {older} {newer}")
-    if not bad:
+    is_lost = look.index is not None and look.index.is_lost
+    if look.index is not None and is_lost:
+        yield problem(
+            f"{kept.log_path(look.index.number)} is lost or was changed: where requests go, the app directories alone say",
+            "router reconcile --all",
+            lambda: _take_up_all(look),
+        )
+    if not bad and not is_lost:
         yield ok(f"{len(numbers)} kept")
 
 
@@ -81,7 +88,8 @@ def rewrite(look: Look) -> str:
     with look.router.locked():
         index = look.router.index()
         assert index is not None
-        files = look.router.rehearsal().stage_files(index)
+        made = look.router.rehearsal().stage_files(index)
+        files = {name: text for name, text in made.items() if name in ("router.conf", "nginx.conf")}
         state = (kept.directory(index.number) / "state.json").read_bytes()
         if hashlib.sha256(files["router.conf"].encode(errors="surrogateescape") + state).hexdigest() != kept.manifest(index.number).digest:
             raise StateCorrupt(
@@ -91,6 +99,11 @@ def rewrite(look: Look) -> str:
         for name, text in files.items():
             write_atomic(kept.directory(index.number) / name, text.encode(errors="surrogateescape"))
     return f"{' and '.join(files)} of generation {index.number} were written again, as they were"
+
+
+def _take_up_all(look: Look) -> str:
+    left = [f"{each.app}: {each.error.message}" for each in look.router.reconcile() if each.error]
+    return f"all app directories were taken up{'; left out: ' if left else ''}{'; '.join(left)}"
 
 
 def newest_good(kept: Generations) -> int | None:

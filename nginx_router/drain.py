@@ -7,6 +7,10 @@ for; idle keepalive clients are closed by nginx itself as it begins to shut down
 
 Kernel sockets alone do not prove it (an HTTP/2 client has several partners, a subrequest one too many); so all workers
 are counted in one look, every worker in each, and two looks in a row must find nothing.
+
+With `updates live` each worker counts its own requests and websockets too.  An old one has what it counts and what the kernel
+shows: the larger of the two, for most of it is both.  A websocket is known by the count alone; what is not counted as one is
+taken for a request.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import PurePosixPath
 
 from . import sockets
+from .live import InFlight
 from .names import Address
 from .processes import is_alive
 from .sockets import Socket
@@ -30,10 +35,19 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05
 
 @dataclass(frozen=True)
 class Drained:
-    """How a wait ended: drained (nothing left), at its deadline, or given up before either."""
+    """How a wait ended: drained (nothing left), at its deadline, or given up before either.
+
+    With nothing left but websockets that are not waited for, it is drained too.
+    """
 
     left: int
     given_up: bool = False
+    websockets: int = 0  # of `left`, as far as they are known
+
+    @property
+    def requests(self) -> int:
+        """Of `left` the others."""
+        return self.left - self.websockets
 
 
 def places(addresses: Iterable[Address], resolved: Mapping[str, Sequence[str]]) -> list[str]:
@@ -62,17 +76,31 @@ def targets(addresses: Iterable[Address], resolved: Mapping[str, Sequence[str]])
 
 def still_held(workers: Iterable[Worker], retired: frozenset[str], ports: frozenset[int]) -> int:
     """How many connections the old workers still hold that may need a retired endpoint."""
+    return sum(held(workers, retired, ports).values())
+
+
+def held(workers: Iterable[Worker], retired: frozenset[str], ports: frozenset[int]) -> dict[int, int]:
+    """The same of each worker that lives."""
     alive = [pid for pid, started in workers if is_alive(pid, started)]
     if not alive:
-        return 0
+        return {}
     # one that may not be looked at has let go only when it is gone
-    return sum(1 if held is None else in_need(held, retired, ports) for held in sockets.held_by(alive).values())
+    return {pid: 1 if found is None else in_need(found, retired, ports) for pid, found in sockets.held_by(alive).items()}
 
 
-def in_need(held: Iterable[Socket], retired: frozenset[str], ports: frozenset[int]) -> int:
+def left_of(held: Mapping[int, int], counted: Mapping[int, InFlight]) -> InFlight:
+    """What is left, of what workers hold and of what they count, which for the most part is the same."""
+    left = InFlight()
+    for pid in {*held, *counted}:
+        known = counted.get(pid, InFlight())
+        left += InFlight(max(known.requests, held.get(pid, 0) - known.websockets), known.websockets)
+    return left
+
+
+def in_need(found: Iterable[Socket], retired: frozenset[str], ports: frozenset[int]) -> int:
     """How many of a worker's connections go to a retired address, or come from a client and go nowhere yet."""
     clients = upstreams = leading_there = 0
-    for one in held:
+    for one in found:
         if one.listens:
             continue
         if one.is_from_client(ports):
@@ -89,7 +117,8 @@ def wait(
     ports: frozenset[int],
     seconds: float,
     *,
-    in_flight: Callable[[], int] = lambda: 0,
+    in_flight: Callable[[], Mapping[int, InFlight]] = dict,
+    waits_for_websockets: bool = True,
     given_up: Callable[[], bool] = lambda: False,
     waiting: Callable[[int], None] = lambda _: None,
 ) -> Drained:
@@ -101,18 +130,19 @@ def wait(
     begun = time.monotonic()
     pause, looks, told = _FIRST_PAUSE, 0, False
     while True:
-        left = still_held(workers, retired, ports) + in_flight()
+        left = left_of(held(workers, retired, ports), in_flight())
+        waited_for = left.total if waits_for_websockets else left.requests
         passed = time.monotonic() - begun
-        looks = 0 if left else looks + 1
-        if looks == 2 or (not workers and not left) or passed >= seconds:
-            return Drained(left)
-        if left and given_up():
-            return Drained(left, given_up=True)
-        if left and passed >= 1 and not told:
+        looks = 0 if waited_for else looks + 1
+        if looks == 2 or (not workers and not waited_for) or passed >= seconds:
+            return Drained(left.total, websockets=left.websockets)
+        if waited_for and given_up():
+            return Drained(left.total, given_up=True, websockets=left.websockets)
+        if waited_for and passed >= 1 and not told:
             told = True
-            waiting(left)
+            waiting(waited_for)
         time.sleep(min(pause, max(0.0, seconds - passed)))
-        if left:
+        if waited_for:
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 

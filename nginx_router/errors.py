@@ -116,7 +116,7 @@ class ChecksFailed(RouterError):
     """An endpoint did not answer its check in time; nothing was changed."""
 
     exit_code = 12
-    meaning = "a deploy's checks failed: endpoint, last status or error, start of the body"
+    meaning = "a check failed, of a deploy or of `checks:run`: endpoint, last status or error, start of the body"
 
 
 class ProxyDown(RouterError):

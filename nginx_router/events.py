@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from . import lines
+from . import canaries, lines
 from .errors import Conflict, NotFound, UsageProblem, nearest
 from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, App, Texts, parse_toml
 from .names import domain, endpoint_line
@@ -74,6 +74,7 @@ class Edit:
     moved: tuple[str, str] | None = None  # an app's directory: old name, new name
     notes: tuple[str, ...] = ()
     answer: Mapping[str, Any] = field(default_factory=dict)
+    unhealthy: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # app -> endpoints that get no requests, and why
 
 
 def reduce(event: Event, world: World) -> Edit:
@@ -147,6 +148,8 @@ def _clone(event: Event, world: World) -> Edit:
     if toml:
         for key in ("locked", "count", "domains"):
             toml = set_key(toml, "", key, None)
+        for key in ("canary", "aborted"):
+            toml = set_key(toml, canaries.TABLE, key, None)
         if toml.strip():
             created[APP_TOML] = toml
     created |= {path: text for path, text in texts.items() if path.startswith(SNIPPETS) or path == TEMPLATE}
@@ -232,8 +235,12 @@ def _deploy(event: Event, world: World) -> Edit:
         texts = require(world, name)
     texts = dict(texts)
     app = world.parse(name, texts)
-    if app.locked is not None:
+    if app.locked is not None and (event.args.get("canary") or {}).get("verb") != canaries.ABORT:
         raise Conflict(f"app {name} is locked: {app.locked}", hint=f"router apps:unlock {name}", app=name)
+    canary = event.args.get("canary")
+    if canary is None:
+        canaries.refuse_under_way(app)
+        texts = canaries.without_aborted(texts)
     text = texts.get(UPSTREAMS, "")
     retired: list[str] = []
     for process, addresses in event.args["processes"].items():
@@ -242,6 +249,9 @@ def _deploy(event: Event, world: World) -> Edit:
         text, left = swapped(text, process, addresses)
         retired += left
     texts[UPSTREAMS] = text
+    if canary is not None:
+        texts = canaries.flagged(app, texts, canary, event.args["processes"])
+        text = texts[UPSTREAMS]
     for process, count in event.args.get("counts", {}).items():
         if app.counts.get(process) != count:
             texts[APP_TOML] = set_key(texts.get(APP_TOML, ""), "count", process, count)
@@ -309,8 +319,11 @@ def _snippets(event: Event, world: World) -> Edit:
 
 
 def _plugin_key(event: Event, world: World) -> Edit:
-    """KEY of a plugin's table in router.toml or an app.toml; whoever asks has checked the value, and no KEY means the table."""
-    table, key, value = event.args["table"], event.args["key"], event.args["value"]
+    """KEY of a plugin's table in router.toml or an app.toml, or of a process's table in that.
+
+    Whoever asks has checked the value, and no KEY means the table.
+    """
+    table, key, value, process = event.args["table"], event.args["key"], event.args["value"], event.args.get("process", "")
     texts = dict(require(world, event.app)) if event.app else {}
     old = texts.get(APP_TOML, "") if event.app else world.config
     have = parse_toml(f"apps/{event.app}/{APP_TOML}" if event.app else "router.toml", old, event.app)
@@ -318,9 +331,10 @@ def _plugin_key(event: Event, world: World) -> Edit:
         new = set_key(old, "", table, None)
         notes: tuple[str, ...] = ()
     else:
-        now = have.get(table, {}).get(key)
+        own = have.get(table, {}).get(process, {}) if process else have.get(table, {})
+        now = own.get(key)
         same = (type(now), now) == (type(value), value)
-        new = old if same else set_key(old, table, key, value)
+        new = old if same else set_key(old, table, key, value, inner=process)
         notes = _unchanged(key, value) if same else ()
     if event.app is None:
         return Edit(config=new, notes=notes)
@@ -331,6 +345,12 @@ def _plugin_key(event: Event, world: World) -> Edit:
 
 def _unchanged(key: str, value: Any) -> tuple[str, ...]:
     return (f"{key} is {'unset' if value is None else value} already",)
+
+
+def _health(event: Event, world: World) -> Edit:
+    """Which endpoints fail their checks; the files are not even looked at: whose they are has no say in it."""
+    assert event.app is not None
+    return Edit(unhealthy={event.app: dict(event.args["endpoints"])})
 
 
 def _lock(event: Event, world: World) -> Edit:
@@ -368,6 +388,8 @@ def _restore(event: Event, world: World) -> Edit:
         if had.get(key) != value:
             toml = set_key(toml, "", key, value)
             then[APP_TOML] = toml
+    if not event.args.get("endpoints"):
+        then = canaries.kept(app, then)
     # files that came since go: an empty app.toml says nothing, a snippet that was not there must not stay
     return Edit(apps={event.app: then})
 
@@ -416,6 +438,7 @@ _ACTIONS: Mapping[str, Callable[[Event, World], Edit]] = {
     "property": _property,
     "snippets": _snippets,
     "plugin-key": _plugin_key,
+    "health": _health,
     "lock": _lock,
     "global-domains": _global_domains,
     "restore": _restore,

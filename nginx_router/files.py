@@ -182,17 +182,28 @@ class FileLock:
             os.close(self._fd)
             self._fd = -1
 
+    def is_held(self) -> bool:
+        """Whether somebody holds it; to find out by taking it would be in the way of who wants it in earnest."""
+        return self._holder() is not None
+
     def holder(self) -> str:
         """Who holds it, as the kernel says: pid and command line."""
-        inode = self.path.stat().st_ino
         with contextlib.suppress(OSError):
-            for line in Path("/proc/locks").read_text().splitlines():
-                fields = line.split()
-                if "FLOCK" in fields and "->" not in fields and fields[-3].endswith(f":{inode}"):
-                    pid = fields[-4]
-                    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    return f"pid {pid} ({command[:120]})"
+            if (pid := self._holder()) is not None:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                return f"pid {pid} ({command[:120]})"
         return "another process"
+
+    def _holder(self) -> str | None:
+        try:
+            inode = self.path.stat().st_ino
+            lines = Path("/proc/locks").read_text().splitlines()
+        except OSError:
+            return None
+        for fields in map(str.split, lines):
+            if "FLOCK" in fields and "->" not in fields and fields[-3].endswith(f":{inode}"):
+                return fields[-4]
+        return None
 
 
 def _owner_of(directory: Path) -> tuple[int, int] | None:

@@ -149,6 +149,33 @@ def _names(server: list[dict[str, Any]], path: Path, found: HostConf) -> None:
                     found.names.setdefault((name.lower(), port), f"{path}:{directive['line']}")
 
 
+def version_of(binary: str, master: int | None, previous: HostFacts | None) -> tuple[tuple[int, ...], str]:
+    """The version that both `binary` and the running `master` are at least, and the files that were asked; empty: not known.
+
+    An upgrade replaces the file while the old program serves on: it is what reads a reload, and the new one a start.
+    """
+    asked: dict[str, str] = {}
+    for file in (binary, f"/proc/{master}/exe") if master else (binary,):
+        try:
+            found = os.stat(file)  # noqa: PTH116 - of a program that was replaced the link leads to no name
+        except OSError:
+            return (), ""
+        asked.setdefault(f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}", file)
+    program = " ".join(asked)
+    if previous is not None and previous.program == program:
+        return previous.version, program
+    return min(map(_version, asked.values())), program
+
+
+def _version(program: str) -> tuple[int, ...]:
+    try:
+        done = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    said = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", done.stderr + done.stdout)
+    return tuple(map(int, said.groups())) if said else ()
+
+
 def built_in(binary: str) -> dict[str, str]:
     """The paths that nginx was built with: what it takes where its configuration says nothing."""
     said = subprocess.run([binary, "-V"], capture_output=True, text=True, timeout=20, check=False).stderr

@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .generations import Generations
 from .queue import Queue
 
 #: How large the journal becomes before a new one is begun: some 40,000 changes.
@@ -27,6 +26,9 @@ LARGEST = 10 << 20
 
 #: How much of the journal's end is looked at: first, and at most (a line of a change of all apps may be long).
 _NEAR, _FAR = 1 << 14, 1 << 23
+
+#: What a line says of the clients of nginx where whoever would have counted them was killed, or none was left to ask.
+_UNSEEN = {"closed_connections": 0, "kept_connections": 0, "websockets": None, "served_seconds": None}
 
 
 def append(journal: Path, line: Mapping[str, Any], *, largest: int = LARGEST) -> None:
@@ -55,36 +57,34 @@ def append(journal: Path, line: Mapping[str, Any], *, largest: int = LARGEST) ->
             os.close(fd)
 
 
-def of_killed(generations: Generations, number: int, queue: Queue, *, reloads: int) -> Iterator[dict[str, Any]]:
-    """A line for each change in generation `number` whose asker is gone; `reloads` are counted with the first.
+def of_killed(told: Mapping[str, Any], generation: Path, queue: Queue, *, reloads: int) -> Iterator[dict[str, Any]]:
+    """A line for each change in the directory `generation` whose asker is gone; `reloads` are counted with the first.
 
-    Who it was is known by the owner of the generation's files alone, and how long it took not at all.
-
-    Raises:
-        StateCorrupt: the generation's manifest cannot be read.
+    `told`: when it was made, by which words, and the answers of its askers.  Who it was is known by the owner of the
+    generation's files alone, and how long it took not at all.
     """
-    manifest = generations.manifest(number)
-    uid = generations.directory(number).stat().st_uid
+    uid = generation.stat().st_uid
     try:
         user = pwd.getpwuid(uid).pw_name
     except KeyError:
         user = str(uid)
-    for ident, answers in manifest.submissions.items():
+    for ident, answers in told.get("submissions", {}).items():
         if queue.is_waited_for(ident):
             continue
         kinds = {answer["kind"] for answer in answers.values()}
         yield {
-            "time": manifest.time,
+            "time": told["time"],
             "user": user,
             "uid": uid,
-            "command": next((a["command"] for a in answers.values() if a.get("command")), "") or queue.command(ident) or manifest.command,
+            "command": next((a["command"] for a in answers.values() if a.get("command")), "") or queue.command(ident) or told["command"],
             "apps": sorted({answer["app"] for answer in answers.values() if answer["app"]}),
             "kind": next((k for k in ("structure", "endpoints") if k in kinds), "nothing"),
-            "generation": number,
+            "generation": int(generation.name),
             "result": "done",
             "exit": 0,
             "seconds": 0.0,
             "reloads": reloads,
+            **_UNSEEN,
         }
         reloads = 0
 
@@ -103,6 +103,7 @@ def of_start(within: str, user: str, uid: int, generation: int, seconds: float) 
         "exit": 0,
         "seconds": round(seconds, 3),
         "reloads": 0,
+        **_UNSEEN,
     }
 
 

@@ -1,7 +1,8 @@
 """The keys that a plugin may have in router.toml and app.toml, in the table of its name.
 
 A key of `[plugin.config]` in its plugin.toml has the type of its default; `[plugin.properties.KEY]` says type, rule and help
-as the properties of nginx do (`properties`), and may name a directive.
+as the properties of nginx do (`properties`), and may name a directive.  With `processes = true` in [plugin] each process of an app
+may have the keys too, in a table of its own ([PLUGIN.PROCESS] of app.toml): what stands there counts before what stands above it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import UsageProblem, nearest
-from .names import shown
+from .names import process_name, shown
 from .properties import declared
 
 #: The keys of a plugin by name; none: whatever stands in its table is its own affair.
@@ -55,7 +56,18 @@ class Key:
             raise UsageProblem(f"{self.name}: {shown(word)} is not {self.rule}") from None
 
 
-def check_table(table: str, keys: Keys, values: Mapping[str, Any], at: Callable[[str, str], UsageProblem]) -> None:
+class OfProcesses(dict[str, Key]):
+    """Keys that each process of an app may have too, in a table of its own."""
+
+
+class At(Protocol):
+    """Says where in a TOML file a key stands that is wrong: `within` which table."""
+
+    def __call__(self, key: str, what: str, *, within: str = "") -> UsageProblem:
+        """The problem with file and line."""
+
+
+def check_table(table: str, keys: Keys, values: Mapping[str, Any], at: At) -> None:
     """Make sure that `values` may stand in the table of a plugin; `at` says where a key stands.
 
     Raises:
@@ -65,9 +77,25 @@ def check_table(table: str, keys: Keys, values: Mapping[str, Any], at: Callable[
         if not keys:
             return
         try:
-            lookup(table, keys, name).accept(value)
+            if isinstance(keys, OfProcesses) and isinstance(value, dict):
+                require_process(keys, name)
+            else:
+                lookup(table.partition(".")[0], keys, name).accept(value)
+                continue
         except UsageProblem as why:
-            raise at(name, why.message) from None
+            raise at(name, why.message, within=table) from None
+        check_table(f"{table}.{name}", dict(keys), value, at)
+
+
+def require_process(keys: Keys, name: str) -> str:
+    """The name of a process that may have a table of its own.
+
+    Raises:
+        UsageProblem: it is no such name, or that of a key: the two could not be told from each other.
+    """
+    if name in keys:
+        raise UsageProblem(f"{name} is a key: a process of this name cannot have keys of its own")
+    return process_name(name)
 
 
 def lookup(table: str, keys: Keys, name: str) -> Key:

@@ -1,6 +1,6 @@
 """The kinds of values that a property may have: the rule in words, and the check that gives a value its one spelling.
 
-A check raises ValueError for what breaks the rule.  What it lets through is safe as words of nginx's configuration.
+A check raises ValueError for what breaks the rule.  What it lets through is safe in nginx's configuration as `render.quoted` writes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .errors import UsageProblem
-from .names import ip_address, port_number
+from .names import domain, ip_address, port_number
 
 Check = Callable[[str], str]
 
@@ -129,6 +129,65 @@ def seconds(text: str) -> float:
     return int(found[1]) * float(_SECONDS[found[2]])
 
 
+def share(text: str) -> str:
+    """Check a share in percent, to two places."""
+    found = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,2})?)%?", text)
+    return f"{float(found[1]):.2f}".rstrip("0").rstrip(".") + "%" if found and float(found[1]) <= 100 else _refuse(text)
+
+
+def as_seconds(text: str) -> float:
+    """What a duration (`0.5s`) means."""
+    return float(text.removesuffix("s"))
+
+
+def duration(low: float, high: float, *, off: bool = False) -> Check:
+    """The check of seconds between two others, with or without a unit; `off`: that word too."""
+
+    def check(text: str) -> str:
+        if off and text == "off":
+            return text
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|)", text)
+        length = float(found[1]) * _SECONDS[found[2]] if found else -1.0
+        return f"{length:.6f}".rstrip("0").rstrip(".") + "s" if low <= length <= high else _refuse(text)
+
+    return check
+
+
+def status_ranges(text: str) -> tuple[tuple[int, int], ...]:
+    """What statuses such as `200-299 304` mean: the first and the last of each range."""
+    return tuple((int(low), int(high or low)) for low, _, high in (word.partition("-") for word in text.split()))
+
+
+def _statuses(text: str) -> str:
+    words = list(dict.fromkeys(re.split(r"[\s,]+", text.strip())))
+    if not all(re.fullmatch(r"[1-5][0-9]{2}(-[1-5][0-9]{2})?", word) for word in words):
+        raise ValueError(text)
+    if len(words) > 20 or any(low > high or low < 200 for low, high in status_ranges(" ".join(words))):
+        raise ValueError(text)
+    return " ".join(words)
+
+
+def _url_path(text: str) -> str:
+    if text == "off":
+        return text
+    if not re.fullmatch(r"/[!-~]{0,1023}", text) or "#" in text:
+        raise ValueError(text)
+    return text
+
+
+def _host(*, auto: bool) -> Check:
+    def check(text: str) -> str:
+        if auto and text == "auto":
+            return text
+        try:
+            name = domain(text)
+        except UsageProblem:
+            raise ValueError(text) from None
+        return name if "*" not in name else _refuse(text)
+
+    return check
+
+
 def _flag(text: str) -> str:
     # a TOML file may say true without quotes, which comes as `on`
     return {"true": "true", "on": "true", "false": "false", "off": "false"}.get(text) or _refuse(text)
@@ -223,6 +282,13 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, Check]]] = {
         "a time such as 60s or 500ms, at most 365d" + (", or 0" if row.get("zero") else ""),
         _time(zero=bool(row.get("zero"))),
     ),
+    "duration": lambda row: (
+        f"seconds from {row['min']:g} to {row['max']:g}, such as 10, 0.5 or 500ms" + (", or off" if row.get("off") else ""),
+        duration(row["min"], row["max"], off=bool(row.get("off"))),
+    ),
+    "statuses": lambda row: ("HTTP statuses and ranges of them, such as 200 or 200-299 304", _statuses),
+    "url-path": lambda row: ("a path such as /health, or off", _url_path),
+    "host": lambda row: ("a host name" + (", or auto" if row.get("auto") else ""), _host(auto=bool(row.get("auto")))),
     "number": lambda row: (f"a number from {row['min']} to {row['max']}", whole(row["min"], row["max"])),
     "word": lambda row: (" or ".join(row["words"]), _one_of(frozenset(row["words"]))),
     "flag": lambda row: ("true or false", _flag),
@@ -230,6 +296,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, Check]]] = {
         f"some of {' '.join(row['words'])}{''.join(f', or {word}' for word in row.get('alone', ()))}",
         _words(row["words"], row.get("alone", ())),
     ),
+    "share": lambda row: ("a share such as 10% or 2.5%", share),
     "networks": lambda row: ("IP addresses and networks such as 10.0.0.0/8 (not everybody's), or off", _networks),
     "family": lambda row: (f"IPv{row['version']} addresses of the host, or off", _family(row["version"])),
     "header": lambda row: ("the name of a header", matching(r"[A-Za-z][A-Za-z0-9-]{0,63}")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from .fitting import Batch, Unit, explain, suspects
 from .model import Tables
 from .queue import Queue, Submission
 from .settings import Paths
+from .spacing import Spacing
 from .store import Store
 from .transaction import Done, Transaction
 
@@ -45,16 +47,17 @@ class Leader:
     def __init__(self, paths: Paths, tables: Tables, told: dict[str, list[Answer]] | None = None) -> None:
         self.transaction = Transaction(paths, tables)
         self._store, self._queue = Store(paths), Queue(paths.queue)
+        self._spacing = Spacing(paths, tables)
         self._log_file = paths.log / "router.log"
         self._answers: dict[str, dict[int, Answer]] = {}
         self._told = {} if told is None else told  # what this process asked and no disk had room to answer
         self._waiting: dict[str, Submission] = {}
 
     def run(self) -> None:
-        """Mend what a crash left, then answer everything that waits."""
+        """Mend what a crash left, then answer everything that waits and need not wait for a later reload."""
         for ident, answers in self.transaction.recover().items():
             self._answers[ident] = {int(place): answer for place, answer in answers.items()}
-        while submissions := self._queue.take():
+        while submissions := self._queue.take(lambda: self._spacing.left() > 0):
             faults.step("taken")
             for submission in submissions:
                 self._waiting[submission.id] = submission
@@ -62,6 +65,7 @@ class Leader:
             self._settle([unit for s in submissions for unit in self._units(s)])
             for submission in submissions:
                 self._hand_out(submission.id)
+            self.transaction.began = time.monotonic()
 
     def _units(self, submission: Submission) -> list[Unit]:
         events = [(n, e) for n, e in enumerate(submission.events) if n not in self._answers[submission.id]]
@@ -207,6 +211,8 @@ def _answer(applied: Applied, done: Done) -> Answer:
         "answer": dict(applied.edit.answer),
         "reloads": done.reloads if applied.kind != "nothing" else 0,
         "closed_connections": done.closed if applied.kind != "nothing" else 0,
+        "kept_connections": done.kept if applied.kind != "nothing" else 0,
+        "websockets": done.websockets if applied.kind != "nothing" else 0,
         "old_workers": [list(pair) for pair in done.old_workers],
         "seconds": round(done.seconds, 6),
     }

@@ -6,8 +6,10 @@ version was there than the one that the difference was made for, all routes are 
 
 from __future__ import annotations
 
+import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _SECONDS = 10.0
 #: How many addresses a question names: nginx takes a request line of 8 KiB.
 _AT_ONCE = 25
+_CHANGED = 409
 
 
 def modules(nginx: Nginx, known: Sequence[str]) -> tuple[str, ...]:
@@ -47,11 +50,28 @@ def modules(nginx: Nginx, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(map(str, files))
 
 
+@dataclass(frozen=True)
+class InFlight:
+    """What is under way at some addresses; a websocket, or whatever else asked for an upgrade, is no request here."""
+
+    requests: int = 0
+    websockets: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.requests + self.websockets
+
+    def __add__(self, other: InFlight) -> InFlight:
+        return InFlight(self.requests + other.requests, self.websockets + other.websockets)
+
+
 class Live:
     """The admin socket of one nginx."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._writes = ""  # how often its routes were written, when they were looked at last
 
     def version(self) -> str:
         """The version of the routes that nginx has; empty: it has none, or nobody answers.
@@ -65,45 +85,71 @@ class Live:
             raise
         except OSError:
             return ""
-        return body if status == 200 else ""
+        return self._noted(body) if status == 200 else ""
 
-    def take(self, version: str, routes: Routes, before: Routes | None) -> None:
-        """Have nginx send requests by `routes`; `before` is what it has (None: not known).
+    def take(self, version: str, difference: str | None, whole: Callable[[], Routes]) -> None:
+        """Have nginx send requests by the `whole` routes, which are those it has but for the `difference` (None: not known).
 
         Raises:
             ReloadFailed: it did not take them, its memory is full for one; what it has now is not known.
         """
         why = "it has no answer"
-        for known, only in [(before, 0), ({}, 1)]:
-            if known is None:
+        for only in (0, 1, 1):
+            if not only and difference is None:
                 continue
             try:
-                status, body = self._ask("POST", f"/routes?{urlencode({'version': version, 'only': only})}", lines(known, routes))
+                if only:
+                    self._noted(self._ask("GET", "/version")[1])
+                # what comes so late that something else was written since is refused: nobody waits for it any more
+                asked = urlencode({"version": version, "only": only, "from": self._writes})
+                status, body = self._ask("POST", f"/routes?{asked}", lines({}, whole()) if only or difference is None else difference)
             except OSError as problem:
                 why = problem.strerror or str(problem)
                 continue
-            if status == 200 and body == version:
+            if status == 200 and self._noted(body) == version:
                 return
-            why = "no memory: it has room for some 200,000 endpoints" if body == "no memory" else body or f"status {status}"
+            why = {
+                "no memory": "no memory: it has room for some 200,000 endpoints",
+                "": f"status {status}",
+            }.get(body, "somebody else changes them" if status == _CHANGED else body)
+            if only and status != _CHANGED:
+                break
         raise ReloadFailed(f"nginx did not take the endpoints up: {why}", hint="router doctor --fix")
 
-    def in_flight(self, workers: Iterable[int], addresses: Iterable[str]) -> int:
-        """How many requests these workers have under way at these addresses; a websocket is one.
+    def in_flight(self, workers: Iterable[int], addresses: Iterable[str] | None) -> InFlight:
+        """What these workers have under way at these addresses (None: at all).
 
         Raises:
             ReloadFailed: nobody said.
         """
-        pids, every, found = list(workers), list(addresses), 0
-        for at in range(0, len(every), _AT_ONCE):
+        return sum(self.in_flight_of(workers, addresses).values(), InFlight())
+
+    def in_flight_of(self, workers: Iterable[int], addresses: Iterable[str] | None) -> dict[int, InFlight]:
+        """The same of each worker that has something.
+
+        Raises:
+            ReloadFailed: nobody said.
+        """
+        pids, every, found = list(workers), list(addresses or ()), dict[int, InFlight]()
+        for at in range(0, len(every) if addresses is not None else 1, _AT_ONCE):
             asked = urlencode([*(("pid", pid) for pid in pids), *(("address", address) for address in every[at : at + _AT_ONCE])])
             try:
                 status, body = self._ask("GET", f"/in-flight?{asked}")
             except OSError as why:
                 raise ReloadFailed(f"nginx does not say what is under way: {why.strerror or why}", hint="router doctor") from None
-            if status != 200 or not body.isdigit():
+            rows = [tuple(map(int, row.split())) for row in body.splitlines()] if re.fullmatch(r"[0-9 \n]*", body) else []
+            if status != 200 or len(rows) != len(pids):
                 raise ReloadFailed(f"nginx does not say what is under way: {body or status}", hint="router doctor")
-            found += int(body)
+            for pid, requests, websockets in rows:
+                if requests or websockets:
+                    found[pid] = found.get(pid, InFlight()) + InFlight(requests, websockets)
         return found
+
+    def _noted(self, state: str) -> str:
+        """The version of `VERSION WRITES`."""
+        version, _, self._writes = state.rpartition(" ")
+        # an nginx that was started by an earlier release of the router says the version alone
+        return version or ("" if state.isdigit() else state)
 
     def _ask(self, method: str, target: str, body: str = "") -> tuple[int, str]:
         data = body.encode()

@@ -6,6 +6,7 @@ into the directories, compared and undone without a second representation.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -81,6 +82,8 @@ class Globals:
         if not value and name in ("http-port", "https-port"):
             host, managed = {"http-port": ("80", "8080"), "https-port": ("443", "8443")}[name]
             return host if self.get("mode") == "host" else managed
+        if not value and name == "draining-workers":
+            return str(max(32, 4 * (os.cpu_count() or 1)))
         return value
 
     @property
@@ -107,6 +110,11 @@ class Facts:
     snippets: tuple[tuple[str, str, str], ...] = ()  # hook, plugin, text
     template: tuple[str, str] | None = None  # plugin, text
     templates: Mapping[str, str] = field(default_factory=dict)  # name -> text, of what own templates may include
+    unhealthy: Mapping[str, str] = field(default_factory=dict)  # endpoint (its bare line in UPSTREAMS) -> why it gets no requests
+
+    def problem_of(self, endpoint: Endpoint) -> str | None:
+        """Why an endpoint fails its checks, and since when; None: it does not, or has none."""
+        return self.unhealthy.get(endpoint.bare) if self.unhealthy else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a file."""
@@ -115,6 +123,7 @@ class Facts:
             "snippets": [list(s) for s in self.snippets],
             "template": list(self.template) if self.template else None,
             **({"templates": dict(self.templates)} if self.templates else {}),
+            **({"unhealthy": dict(sorted(self.unhealthy.items()))} if self.unhealthy else {}),
         }
 
     @classmethod
@@ -126,6 +135,7 @@ class Facts:
             tuple((h, p, t) for h, p, t in raw.get("snippets", [])),
             (template[0], template[1]) if template else None,
             dict(raw.get("templates", {})),
+            dict(raw.get("unhealthy", {})),
         )
 
 
@@ -139,6 +149,8 @@ class HostFacts:
     probe_name: str = ""
     host_has: tuple[str, ...] = ()  # http-level directives of the distribution's nginx, and `default_server:LISTENER` (names.listener)
     modules: tuple[str, ...] = ()  # files that a managed nginx loads; with them, endpoint changes need no reload
+    version: tuple[int, ...] = ()  # of a managed nginx: what its binary and its running master both understand
+    program: str = ""  # the files that `version` was asked of
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a file."""
@@ -149,13 +161,17 @@ class HostFacts:
             "probe_name": self.probe_name,
             "modules": list(self.modules),
             "host_has": list(self.host_has),
+            "version": list(self.version),
+            "program": self.program,
         }
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> HostFacts:
         """The reverse of `as_json`."""
-        modules = tuple(raw.get("modules", ()))  # what an earlier version wrote has none
-        return cls(bool(raw["ipv6"]), int(raw["nofile"]), str(raw["user"]), str(raw["probe_name"]), tuple(raw["host_has"]), modules)
+        # what an earlier version wrote has none of the last three
+        modules, version, program = tuple(raw.get("modules", ())), tuple(raw.get("version", ())), str(raw.get("program", ""))
+        known = (bool(raw["ipv6"]), int(raw["nofile"]), str(raw["user"]), str(raw["probe_name"]), tuple(raw["host_has"]))
+        return cls(*known, modules, version, program)
 
 
 @dataclass(frozen=True)
@@ -170,7 +186,12 @@ class Entry:
     objects: tuple[str, ...] = ()  # included by the vhost
     variables: tuple[str, ...] = ()  # that it makes at http level
     routes: tuple[tuple[str, str], ...] = ()  # name of a process's upstream, line: what changes without a reload
+    unhealthy: int = 0  # how many of its endpoints fail their checks
+    checked: bool = False  # whether its files say how its endpoints are checked
+    canary: str = ""  # the share of its clients that its canaries get, while it has some
+    aborted: str = ""  # why the last of these were aborted
     pool: tuple[str, ...] = ()  # how connections to its endpoints are kept, where it shares them: how many, how long, for how many requests
+    inline: str = ""  # the text of `state` where that is no object: a change of endpoints that made no generation
 
 
 def parse_app(name: str, texts: Texts, tables: Tables = ()) -> App:
@@ -251,9 +272,11 @@ class _Places:
     def __init__(self, path: str, text: str, app: str | None) -> None:
         self.path, self.text, self.app = path, text, app
 
-    def at(self, key: str, what: str) -> UsageProblem:
+    def at(self, key: str, what: str, *, within: str = "") -> UsageProblem:
+        rows = self.text.splitlines()
+        begin = next((n for n, text in enumerate(rows) if within and re.match(rf"\s*\[\s*{re.escape(within)}\s*\]", text)), 0)
         pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[\]=.]""")
-        line = next((n for n, text in enumerate(self.text.splitlines(), 1) if pattern.match(text)), 1)
+        line = next((n for n, text in enumerate(rows, 1) if n > begin and pattern.match(text)), begin + 1)
         return UsageProblem(f"{self.path}:{line}: {what}", app=self.app)
 
 

@@ -133,11 +133,17 @@ class Endpoint:
     backup: bool = False
     drain: bool = False
     down: bool = False
+    canary: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
         """What makes it this endpoint, whatever its flags: process and address."""
         return self.process, self.address.text
+
+    @property
+    def bare(self) -> str:
+        """The same as one word or two, as UPSTREAMS spells it: its line without flags."""
+        return Endpoint(self.process, self.address).line()
 
     @property
     def state(self) -> str:
@@ -149,7 +155,7 @@ class Endpoint:
         words = [self.process, self.address.text] if self.process != WEB else [self.address.text]
         if self.weight != 1:
             words.append(f"weight={self.weight}")
-        words += [flag for flag in ("backup", "drain", "down") if getattr(self, flag)]
+        words += [flag for flag in ("backup", "drain", "down", "canary") if getattr(self, flag)]
         return " ".join(words)
 
 
@@ -222,7 +228,7 @@ def endpoint_argument(text: str, *, process: Process = WEB) -> Endpoint:
 
 
 def endpoint_line(text: str) -> Endpoint:
-    """A line of UPSTREAMS: `[process] ADDRESS [weight=N] [backup] [drain] [down]`.
+    """A line of UPSTREAMS: `[process] ADDRESS [weight=N] [backup] [drain] [down] [canary]`.
 
     Raises:
         UsageProblem: a word is none of these.
@@ -232,7 +238,7 @@ def endpoint_line(text: str) -> Endpoint:
     if words and ":" not in words[0]:
         process = process_name(words.pop(0))
     if not words:
-        raise UsageProblem(f"{shown(text)} has no endpoint", hint="a line is [process] ADDRESS [weight=N] [backup] [drain] [down]")
+        raise UsageProblem(f"{shown(text)} has no endpoint", hint="a line is [process] ADDRESS [weight=N] [backup] [drain] [down] [canary]")
     endpoint = Endpoint(process, address(words[0]))
     for word in words[1:]:
         key, _, value = word.partition("=")
@@ -244,8 +250,10 @@ def endpoint_line(text: str) -> Endpoint:
             endpoint = replace(endpoint, drain=True)
         elif word == "down":
             endpoint = replace(endpoint, down=True)
+        elif word == "canary":
+            endpoint = replace(endpoint, canary=True)
         else:
-            raise UsageProblem(f"{shown(word)} is not known behind an endpoint", hint="weight=N, backup, drain and down are")
+            raise UsageProblem(f"{shown(word)} is not known behind an endpoint", hint="weight=N, backup, drain, down and canary are")
     return endpoint
 
 

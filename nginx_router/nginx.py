@@ -17,13 +17,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from . import errorlog, hostconf, listening, live, orphans, proof, sockets
-from .dataplane import Reloaded, Verdict, Worker
+from .dataplane import Clients, Reloaded, Verdict, Worker
 from .errors import ProxyDown, ReloadFailed, UsageProblem
 from .files import make_directory
 from .hostconf import HostConf
@@ -83,7 +83,13 @@ class Nginx:
             UsageProblem: the distribution's configuration cannot be read.
         """
         found = hostconf.facts(self.paths.root, self.settings, previous, self.host)
-        return replace(found, modules=live.modules(self, previous.modules if previous else ())) if self.settings.is_live else found
+        version: tuple[int, ...] = ()
+        program = ""
+        if not self.is_host_mode:
+            with contextlib.suppress(ProxyDown):  # without a binary nothing is taken up, and who tests it says so
+                version, program = hostconf.version_of(self.binary, self.master(), previous)
+        modules = live.modules(self, previous.modules if previous else ()) if self.settings.is_live else ()
+        return replace(found, modules=modules, version=version, program=program)
 
     @property
     def error_log(self) -> Path:
@@ -169,14 +175,14 @@ class Nginx:
         """What it knows of routes that change without a reload."""
         return live.Live(self.paths.run / "live/admin.sock")
 
-    def in_flight(self, addresses: Iterable[str]) -> int:
-        """How many requests are under way at these addresses, of routes that change without a reload."""
+    def in_flight(self, addresses: Iterable[str]) -> Mapping[int, live.InFlight]:
+        """What each worker has under way at these addresses, of routes that change without a reload."""
         if not self.settings.is_live or self.master() is None:
-            return 0
+            return {}
         try:
-            return self.routes.in_flight([w.pid for w in self.workers()], addresses)
+            return self.routes.in_flight_of([w.pid for w in self.workers()], addresses)
         except ReloadFailed:
-            return 1  # who does not say may have some: the deadline decides
+            return {0: live.InFlight(1)}  # who does not say may have some: the deadline decides
 
     def test(self, conf: Path) -> Verdict:
         """`nginx -t` of a file."""
@@ -250,7 +256,8 @@ class Nginx:
         self._refuse_what_cannot_be_proven(facts)
         self._make_directories()
         old = [w for w in self.workers(master) if not w.shutting_down]
-        touched = self._client_connections(master, old)
+        ports = sockets.listening_ports(master)
+        touched, websockets = sum(self._client_connections(old, ports)), self._websockets(old)
         log = errorlog.Tail(self.error_log)
         before = proof.last(self.paths.run)
         proof.note(self.paths.run, "")
@@ -276,7 +283,9 @@ class Nginx:
         finally:
             log.close()
         proof.note(self.paths.run, probe or "")
-        return Reloaded(tuple((w.pid, w.started) for w in old if is_alive(w.pid, w.started)), touched)
+        left = [w for w in old if is_alive(w.pid, w.started)]
+        kept = min(touched, sum(self._client_connections(left, ports)))
+        return Reloaded(tuple((w.pid, w.started) for w in left), touched - kept, kept, websockets)
 
     def start_line(self) -> str:
         """What to type to start it."""
@@ -335,14 +344,31 @@ class Nginx:
         # without a probe of ours the host's default site may answer in its place
         return answer == probe if probe is not None else answer is None or answer != before
 
-    def client_connections(self, master: int) -> int:
-        """How many client connections the workers that accept hold: a reload closes the idle ones."""
-        return self._client_connections(master, [w for w in self.workers(master) if not w.shutting_down])
+    def clients(self, master: int) -> Clients:
+        """The client connections of the workers that accept."""
+        workers, ports = [w for w in self.workers(master) if not w.shutting_down], sockets.listening_ports(master)
+        busy, idle = self._client_connections(workers, ports)
+        return Clients(busy + idle, idle, self._websockets(workers))
 
-    def _client_connections(self, master: int, workers: Sequence[Worker]) -> int:
-        held = sockets.held_by([master, *(w.pid for w in workers)])
-        ports = {s.port for s in held.get(master) or () if s.listens and not s.is_unix}
-        return sum(1 for w in workers for s in held.get(w.pid) or () if not s.listens and not s.is_unix and s.port in ports)
+    def _client_connections(self, workers: Sequence[Worker], ports: frozenset[int]) -> tuple[int, int]:
+        """How many client connections have one to an instance beside them in their worker, and how many have not."""
+        busy = idle = 0
+        for held in sockets.held_by(w.pid for w in workers).values():
+            open_now = [s for s in held or () if not s.listens]
+            clients = sum(not s.is_unix and s.port in ports for s in open_now)
+            # the probe and the admin socket have a name at this end, a connection to an instance has none
+            instances = sum(not s.is_from_client(ports) for s in open_now)
+            busy += min(clients, instances)
+            idle += max(0, clients - instances)
+        return busy, idle
+
+    def _websockets(self, workers: Sequence[Worker]) -> int | None:
+        if not self.settings.is_live:
+            return None  # from outside a websocket looks like a slow request
+        try:
+            return self.routes.in_flight([w.pid for w in workers], None).websockets
+        except ReloadFailed:
+            return None
 
     def _make_directories(self) -> None:
         if self.is_host_mode:

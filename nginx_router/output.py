@@ -185,6 +185,22 @@ class Output:
                 view.update(screen(), refresh=True)
         return True
 
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Within it a bar on stderr shows how many of `total` are done; where nobody looks there is none."""
+        if not self.is_watched or os.environ.get("TERM", "dumb") == "dumb":
+            yield lambda done: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        colour: Literal["auto"] | None = "auto" if _takes_colour(self._stderr) else None
+        console = Console(file=self._stderr, highlight=False, color_system=colour)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+
     def changed(self, outcomes: Sequence[Outcome], *, single: bool = True, about: Mapping[str, Any] | None = None) -> None:
         """How a change went: one line for each thing that was changed, on stderr, or JSON.
 
@@ -227,9 +243,7 @@ class Output:
         changes = [o for o in outcomes if not o.error and o.kind != "nothing"]
         for outcome in changes:
             if outcome.serving is not None:  # a stopped proxy was named already
-                number = outcome.closed_connections
-                touched = f"a reload touched {number} connection{'' if number == 1 else 's'}"
-                reloads = touched if outcome.reloads else "no reload"
+                reloads = _cost(outcome) if outcome.reloads else "no reload"
                 self.say(f"{_subject(outcome)}: {outcome.kind}, generation {outcome.generation}, {reloads}")
         if not changes and not any(o.error or o.notes or o.serving is None for o in outcomes):
             # an app without domains and endpoints was saved all the same
@@ -338,8 +352,16 @@ def _subject(outcome: Outcome) -> str:
     return outcome.event.args.get("new") or outcome.app or "the host"
 
 
+def _cost(outcome: Outcome) -> str:
+    """What a reload did to the connections of clients."""
+    number, kept, websockets = outcome.closed_connections + outcome.kept_connections, outcome.kept_connections, outcome.websockets
+    touched = f"a reload touched {number} connection{'' if number == 1 else 's'}"
+    among = f", {websockets} of them websockets" if websockets else ""
+    return f"{touched} ({number - kept} idle ones closed, {kept} go on{among})" if kept else touched
+
+
 def _answer(outcome: Outcome) -> dict[str, Any]:
-    keys = ("generation", "serving", "kind", "reloads", "closed_connections", "seconds")
+    keys = ("generation", "serving", "kind", "reloads", "closed_connections", "kept_connections", "websockets", "seconds")
     answer = (
         {"app": outcome.event.args.get("new") or outcome.app}
         | {key: getattr(outcome, key) for key in keys}

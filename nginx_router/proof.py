@@ -6,6 +6,7 @@ nginx's exit code proves nothing, and neither does the first new answer: old wor
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ from .processes import command_line, is_alive
 
 #: How long a reload may take to be proven; with 10,000 vhosts the parse alone takes 6 s.
 SECONDS = 30.0
+
+
+#: What a host ran out of (ENOMEM, ENFILE, EMFILE, ENOSPC): no app's doing, and each further try parses everything again.
+_OF_THE_HOST = re.compile(r"\((12|23|24|28): ")
 
 
 class Kept(ReloadFailed):
@@ -76,6 +81,8 @@ def _raise_on(log: Tail, master: int, minds_conflicts: bool) -> None:
         if text.startswith("[emerg] ") and " bind() to " not in text:
             said = [m for m in messages if m.startswith("[emerg] ")]
             words = next((m for m in said if "bind()" in m and "still" not in m), text)
+            if _OF_THE_HOST.search(words):
+                raise ReloadFailed(f"nginx did not take the change up: {words}", hint="router doctor")
             raise Kept(f"nginx did not take the change up: {words}", hint=f"its log: {log.path}")
         if "conflicting server name" in text and minds_conflicts:
             raise Conflicting(f"nginx took the change up with a conflict: {text}", hint=f"its log: {log.path}")

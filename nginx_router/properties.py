@@ -55,7 +55,7 @@ class Property:
         """
         if isinstance(value, bool):
             text = "on" if value else "off"
-        elif isinstance(value, int | str):
+        elif isinstance(value, int | float | str):
             text = str(value)
         else:
             raise UsageProblem(f"{self.name}: {type(value).__name__} is not {self.rule}")
@@ -103,6 +103,20 @@ _PROXY = (
         "reload or live",
         "how endpoint changes reach nginx: by a reload, or (live) without one, by its Lua module",
         kinds.matching("reload|live"),
+    ),
+    _proxy(
+        "draining-workers",
+        "",
+        "a number from 0 to 100000",
+        "with half as many old workers reloads begin to keep a distance, up to 5 s; 0: none; unset: 32, or 4 for each CPU if that is more",
+        kinds.whole(0, 100000),
+    ),
+    _proxy(
+        "worker-shutdown-timeout",
+        "",
+        kinds.KINDS["time"]({})[0],
+        "after it an old worker is ended, which cuts its websockets and long streams; unset: never",
+        kinds.KINDS["time"]({})[1],
     ),
     _proxy("generations-keep", "50", "a number from 2 to 10000", "how many generations are kept", kinds.whole(2, 10000)),
     _proxy("default-site", "444", "444, 404, 421 or a URL", "what a host name that no app owns is answered", kinds.SITE),

@@ -9,14 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import journal, sockets
+from . import health, journal, sockets
+from .entries import values_of
 from .errors import RouterError
 from .files import FileLock
+from .model import parse_app
 from .orphans import counted
 
 if TYPE_CHECKING:
     from .controller import Router
-    from .dataplane import Worker
+    from .dataplane import Reloaded, Worker
     from .generations import Index
     from .orphans import Orphan
 
@@ -123,9 +125,9 @@ def reload(router: Router) -> int:
     with _recorded(router) as done, router.locked() as transaction:
         index: Index = transaction.first_generation()
         transaction.remake(index)
-        router.plane().reload(index.facts, index.probe)
+        done.reloaded = router.plane().reload(index.facts, index.probe)
         transaction.send_routes(index)
-        done.generation, done.reloads = index.number, 1
+        done.generation = index.number
         return index.number
 
 
@@ -155,6 +157,10 @@ def status(router: Router) -> dict[str, Any]:
     if index and not index.is_of(router.paths.root):
         problems.append(f"this root is a copy of {index.root}, and generation {index.number} names files there: router reconcile --all")
     problems += disk_problems(router)
+    if index is not None:
+        problems += failing_endpoints(router, index)
+        aborted = {name: each["aborted"] for name, each in values_of(index.apps).items() if each.get("aborted")}
+        problems += [f"app {name}: its canary was aborted: {reason}" for name, reason in sorted(aborted.items())]
     problems += [f"plugin {name}: {why}" for name, why in router.plugins.broken().items()]
     updates, mode = None, "managed"
     try:
@@ -181,6 +187,27 @@ def status(router: Router) -> dict[str, Any]:
         "changes": journal.last(router.paths.journal, CHANGES),
         "wanted": wanted,
     }
+
+
+def failing_endpoints(router: Router, index: Index) -> list[str]:
+    """A line for each app with endpoints that fail their checks."""
+    problems = []
+    for name, each in sorted(values_of(index.apps).items()):
+        if not each.get("unhealthy"):
+            continue
+        try:
+            texts, facts = router.generations.app_state(index.apps[name])
+            app = parse_app(name, texts, router.tables())
+        except RouterError:
+            continue  # what is wrong with it is said elsewhere
+        of_all = {process: health.is_failing_open(app, process, facts) for process in app.processes}
+        for process in app.processes:
+            failing = [f"{e.address} ({facts.problem_of(e)})" for e in app.of_process(process) if facts.problem_of(e)]
+            if failing:
+                what = "fail, all that are up, and get requests all the same" if of_all[process] else "out"
+                number = len(app.of_process(process))
+                problems.append(f"app {name}: {len(failing)} of {_count(number, 'endpoint')} of {process} {what}: {'; '.join(failing[:3])}")
+    return problems
 
 
 def disk_problems(router: Router) -> list[str]:
@@ -222,7 +249,7 @@ class _Line:
     """What the journal is told of it."""
 
     generation: int | None = None
-    reloads: int = 0
+    reloaded: Reloaded | None = None
 
 
 @contextlib.contextmanager
@@ -237,7 +264,7 @@ def _recorded(router: Router) -> Iterator[_Line]:
             router.store.prepare()
             router.record(began, why)
         raise
-    router.record(began, generation=line.generation, reloads=line.reloads)
+    router.record(began, generation=line.generation, reloaded=line.reloaded)
 
 
 def _ended(orphans: Sequence[Orphan]) -> list[str]:

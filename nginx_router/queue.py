@@ -5,7 +5,8 @@
     ID.answer  what became of it, until its asker has read it
 
 Taking and withdrawing are the same rename(2), so exactly one of the two succeeds.  A submission whose asker is gone is
-dropped: nobody is left to drain, to notify and to tell.
+dropped: nobody is left to drain, to notify and to tell.  What needs a reload says how long it may be left where reloads are
+spaced (`spacing`); as soon as one of them is taken, all are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Submission:
     command: str
     pid: int
     started: int
+    patient_until: float = 0.0  # it needs a reload, and may wait for it until then (monotonic); 0: it is not to wait
 
 
 class Queue:
@@ -43,7 +45,7 @@ class Queue:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def put(self, events: Sequence[Event], *, independent: bool, command: str) -> str:
+    def put(self, events: Sequence[Event], *, independent: bool, command: str, patient_until: float = 0.0) -> str:
         """Add a submission of this process; its id."""
         pid = os.getpid()
         ident = f"{time.time_ns():020d}-{pid}-{os.urandom(3).hex()}"
@@ -53,6 +55,7 @@ class Queue:
             "command": command,
             "pid": pid,
             "started": started_at(pid),
+            "patient_until": patient_until,
         }
         self._write(f"{ident}.json", raw)
         return ident
@@ -65,13 +68,19 @@ class Queue:
             return False
         return True
 
-    def take(self) -> list[Submission]:
-        """All that wait, oldest first; only the holder of the host lock may ask."""
+    def take(self, is_spaced: Callable[[], bool] = lambda: False) -> list[Submission]:
+        """All that wait, oldest first; only the holder of the host lock may ask.
+
+        Where reloads are spaced (`is_spaced`), what needs one stays, unless one of them has waited for long enough.
+        """
+        left = self._left(is_spaced)
         taken = []
         for name in sorted(os.listdir(self.directory)):  # noqa: PTH208 - names only
             ident, _, kind = name.rpartition(".")
             if name.startswith("."):
                 self._sweep(name)  # being written, or left by a full disk or a killed asker
+                continue
+            if ident in left:
                 continue
             if kind == "json":
                 try:
@@ -89,6 +98,14 @@ class Queue:
             else:
                 taken.append(found)
         return taken
+
+    def _left(self, is_spaced: Callable[[], bool]) -> set[str]:
+        """What may wait for a later reload; nothing, where one of them may not any longer: they share it."""
+        waiting = [found for path in self.directory.glob("[!.]*.json") if (found := self._read(path.stem, "json"))]
+        patient = {found.id: found.patient_until for found in waiting if found.patient_until}
+        if min(patient.values(), default=0.0) <= time.monotonic() or not is_spaced():
+            return set()  # whether they are spaced is asked last: it goes through all processes
+        return set(patient)
 
     def drop(self, ident: str) -> None:
         """Take a submission away that its own asker could not lead."""
@@ -122,11 +139,12 @@ class Queue:
         found = self._read(ident)
         return found.command if found else ""
 
-    def _read(self, ident: str) -> Submission | None:
+    def _read(self, ident: str, kind: str = "taken") -> Submission | None:
         try:
-            raw = json.loads(self._own_bytes(f"{ident}.taken"))
+            raw = json.loads(self._own_bytes(f"{ident}.{kind}"))
             events = tuple(Event.from_json(e) for e in raw["events"])
-            return Submission(ident, events, raw["independent"], raw["command"], raw["pid"], raw["started"])
+            patient_until = float(raw.get("patient_until", 0.0))  # an asker of an earlier version is not to wait
+            return Submission(ident, events, raw["independent"], raw["command"], raw["pid"], raw["started"], patient_until)
         except (FileNotFoundError, ValueError, KeyError):
             return None
 

@@ -29,6 +29,9 @@ from .settings import LONGEST_SOCKET
 
 #: Beside it a name too long for the hash fails; no domain ends so.
 _SECOND_NAME = f"{'x' * 63}.{'y' * 6}.invalid"
+#: How long a connection whose request has just ended outlives the reload: a client's next request may be on its way.  More
+#: would keep old workers, and the drain of a deploy, waiting for clients that say nothing.
+_KEEPALIVE_MIN, _SINCE_KEEPALIVE_MIN = "1s", (1, 27, 4)
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+,=~-]+")
 
 
@@ -116,10 +119,16 @@ class Renderer:
         """What a vhost template is given; docs/templates.md explains each."""
         nginx = self.properties(app)
         directives.check(app.name, nginx)
+        for endpoint in app.endpoints:
+            # whoever could ask for the one that changes routes would send everybody's requests where he likes
+            if endpoint.address.text.startswith(f"unix:{self.root}/run/"):
+                raise UsageProblem(f"app {app.name}: {endpoint.address} is no endpoint: the sockets there are the router's own")
         variables = directives.believed(app.name, app.nginx, nginx)
-        upstreams = [u for process in app.processes if (u := balancing.block(app, process, facts, nginx))]
-        names = {u["process"]: u["name"] for u in upstreams}
+        upstreams = [u for process in app.processes for u in balancing.blocks(app, process, facts, nginx)]
+        splits = {process: s for process in app.processes if (s := balancing.split(app, process, facts))}
+        names = {**{u["process"]: u["name"] for u in upstreams}, **{process: s["variable"] for process, s in splits.items()}}
         is_live = self._is_live(app, facts)
+        is_sticky = nginx["load-balancing"] == "cookie"
         by_process: dict[str, list[int]] = {}
         for port, process in sorted(self.ports(app).items()):
             by_process.setdefault(process, []).append(port)
@@ -152,8 +161,15 @@ class Renderer:
             "upstreams": [] if is_live else upstreams,
             "servers": servers if app.served_domains else [],
             "nginx": nginx,
-            "directives": directives.of_server(nginx, {*app.nginx, *self.settings.nginx}, self.facts.host_has),
-            "maps": directives.maps(variables, nginx["trusted-proxies"]) if app.nginx.get("trusted-proxies") else [],
+            "directives": directives.of_server(
+                nginx, {*app.nginx, *self.settings.nginx}, self.facts.host_has, is_marking=not is_live and (is_sticky or bool(splits))
+            ),
+            # without a reload: a canary may begin at any time, and says so by this variable
+            "mark": "$router_client_cookie" if is_sticky else '""',
+            "maps": [
+                *(directives.maps(variables, nginx["trusted-proxies"]) if app.nginx.get("trusted-proxies") else []),
+                *([] if is_live else splits.values()),
+            ],
             "headers": directives.forwarded(nginx, variables),
             "error_pages": nginx["error-pages"] == "default",
             "server_tokens": self._server_tokens(),
@@ -212,6 +228,7 @@ class Renderer:
             number=number,
             probe=probe,
             live=self._live(pools, admin_socket) if self.settings.is_live else None,
+            keepalive_min=_KEEPALIVE_MIN if self.facts.version >= _SINCE_KEEPALIVE_MIN and not self.settings.is_host_mode else "",
             probe_socket=socket,
             probe_name=self.facts.probe_name,
             probe_listens=self.listens(self.settings.http_port),
@@ -263,6 +280,7 @@ class Renderer:
             nofile=self.facts.nofile,
             # each costs a worker 424 bytes from its start, and old workers pile up while they drain
             connections=min(self.facts.nofile // 2, 16384),
+            shutdown=self.settings.get("worker-shutdown-timeout"),
             run=run or f"{self.root}/run",
             log=log or f"{self.root}/log",
             router_conf=f"{directory}/router.conf",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import canaries, health
 from .errors import RouterError
 from .model import SNIPPETS, App, Entry, Facts, Texts
 from .render import Include, Renderer
@@ -86,5 +87,9 @@ def render(renderer: Renderer, objects: Path, app: App, texts: Texts, facts: Fac
         routes=tuple(sorted(renderer.routes(app, facts).items())) if vhost else (),
         pool=renderer.pool(app, facts) if vhost and app.served_domains else (),
         variables=tuple(sorted(made)) if vhost else (),
+        unhealthy=len(facts.unhealthy),
+        checked=health.TABLE in app.plugins,
+        canary=canaries.share_of(app) if canaries.of_app(app) else "",
+        aborted=canaries.aborted(app) or "",
     )
     return Rendered(app, texts, facts, entry, vhost, includes if vhost else {}, state, template)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import routes
 from .balancing import addresses_of, upstream_name
 from .errors import RouterError, UsageProblem
 from .generations import Index
@@ -149,20 +150,46 @@ def _within(router: Router, index: Index, found: Expected, server: Mapping[str, 
         return replace(found, itself=said)
     passed = next((d["args"][0] for d in location["block"] if d["directive"] == "proxy_pass"), "")
     name = passed.partition("://")[2].partition("/")[0]
-    upstream = next((d for d in parsed if d["directive"] == "upstream" and d["args"][:1] == [name]), None)
-    if upstream is None:
+    live = next((d["args"][1] for d in server["block"] if d["directive"] == "set" and d["args"][:1] == ["$router_process"]), "")
+    if live and found.app is not None and name.startswith("router_live_"):
+        return _live(router, index, found, live)
+    # what a canary parts: the clients of one name are sent to this upstream or that, the process's own last
+    rows = next((d["block"] for d in parsed if d["directive"] == "split_clients" and d["args"][-1] == name), ())
+    upstreams = [
+        d for row in [*(row["args"][0] for row in rows), name] for d in parsed if d["directive"] == "upstream" and d["args"] == [row]
+    ]
+    if not upstreams:
         return replace(found, endpoints=({"address": name, "addresses": [name], "state": "active", "flags": ""},) if passed else ())
     assert found.app is not None
     app, named = _app(router, index, found.app)
-    endpoints = tuple(
-        {
+    by_address = {
+        d["args"][0]: {
             "address": named.get(d["args"][0], d["args"][0]),
             "addresses": [d["args"][0]],
             "state": "down" if "down" in d["args"] else "backup" if "backup" in d["args"] else "active",
             "flags": " ".join(d["args"][1:]),
         }
+        for upstream in upstreams
         for d in upstream["block"]
         if d["directive"] == "server"
+    }
+    endpoints, name = tuple(by_address.values()), upstreams[-1]["args"][0]
+    process = next((p for p in app.processes if upstream_name(app.name, p) == name), None)
+    return replace(found, process=process, endpoints=endpoints)
+
+
+def _live(router: Router, index: Index, found: Expected, name: str) -> Expected:
+    """The process and its endpoints where these change without a reload."""
+    assert found.app is not None
+    app, named = _app(router, index, found.app)
+    endpoints = tuple(
+        {
+            "address": named.get(address, address),
+            "addresses": [address],
+            "state": "active" if kind == "canary" else kind,
+            "flags": " ".join([f"weight={weight}"] * (weight != 1) + ["canary"] * (kind == "canary")),
+        }
+        for address, weight, kind in routes.peers(dict(index.apps[found.app].routes).get(name, ""))
     )
     process = next((p for p in app.processes if upstream_name(app.name, p) == name), None)
     return replace(found, process=process, endpoints=endpoints)

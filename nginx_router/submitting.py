@@ -7,6 +7,7 @@ their answer.  A leader that was killed is followed by the next who asks.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -21,11 +22,14 @@ from .files import FileLock
 from .model import Tables
 from .queue import Queue
 from .settings import Paths
+from .spacing import LONGEST, Spacing
 
 Answers = list[dict[str, Any]]
 
 #: How often an answer is looked for, at least and at most (seconds).
 _OFTEN, _SELDOM = 0.005, 0.05
+#: How often it is looked whether reloads are still spaced; each look goes through all processes.
+_LOOK = 0.5
 
 
 class Submitting:
@@ -37,19 +41,34 @@ class Submitting:
         self._lock = FileLock(paths.lock)
         self._told: dict[str, Answers] = {}  # what this process led and no disk had room to answer
 
-    def submit(self, events: Sequence[Event], *, independent: bool, command: str, patience: float) -> Answers:
+    def submit(
+        self,
+        events: Sequence[Event],
+        *,
+        independent: bool,
+        command: str,
+        patience: float,
+        reloads: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Answers:
         """An answer for each event; a signal that comes when a leader has taken them waits until they are answered.
+
+        `reloads` tells whether they need one, which may have to wait (`spacing`); `say` is told that it does.
 
         Raises:
             Busy: the lock was somebody else's for `patience` seconds; the events were withdrawn.
         """
         began = time.monotonic()
-        ident = self._queue.put(events, independent=independent, command=command)
+        spacing = Spacing(self._paths, self._tables())
+        # half of it: what waited for a reload still has time to wait for the lock
+        patient_until = began + min(LONGEST, patience / 2) if spacing.draining() and reloads() else 0.0
+        ident = self._queue.put(events, independent=independent, command=command, patient_until=patient_until)
+        wait = _Wait(spacing, patient_until, say)
         faults.step("queued")
         withdrawn = False
         try:
             while (found := self._answer(ident)) is None:
-                if self._led():
+                if not wait.goes_on() and self._led() and not patient_until:
                     continue
                 waited = time.monotonic() - began
                 if waited >= patience and self._queue.withdraw(ident):
@@ -89,15 +108,42 @@ class Submitting:
 
     def _led(self) -> bool:
         """Lead, if the lock is free: everybody who waits is answered then."""
+        from .leader import Leader  # before the lock is had: others wait for it, and for no import
+
+        tables, collects = self._tables(), gc.isenabled()
         if not self._lock.try_acquire():
             return False
-        from .leader import Leader
-
+        gc.disable()  # a look through all objects of thousands of apps takes 10 ms, and finds nothing that a change makes
         try:
             with signals_wait():
-                Leader(self._paths, self._tables(), self._told).run()
+                Leader(self._paths, tables, self._told).run()
         finally:
             self._lock.release()
+            if collects:
+                gc.enable()
+        return True
+
+
+class _Wait:
+    """The wait of one who needs a reload while these are spaced."""
+
+    def __init__(self, spacing: Spacing, until: float, say: Callable[[str], None]) -> None:
+        self._spacing, self._until, self._say = spacing, until, say
+        self._looks_at = 0.0
+
+    def goes_on(self) -> bool:
+        """Whether nobody is to lead for this one yet; whoever leads for others takes it along as soon as it may be."""
+        now = time.monotonic()
+        if now >= self._until:
+            return False
+        if now >= self._looks_at:
+            left = self._spacing.left()
+            if left <= 0:
+                return False
+            if not self._looks_at:
+                old = self._spacing.draining()
+                self._say(f"{old} old workers of nginx still finish what they have: the next reload waits, {LONGEST:g} s at most")
+            self._looks_at = now + min(left, _LOOK)
         return True
 
 

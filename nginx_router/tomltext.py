@@ -38,8 +38,8 @@ def _is_toml(text: str) -> bool:
     return True
 
 
-def set_key(text: str, table: str, key: str, value: Any) -> str:
-    """`text` with `key` of `table` ("": top level) set, or unset where `value` is None.
+def set_key(text: str, table: str, key: str, value: Any, *, inner: str = "") -> str:
+    """`text` with `key` of `table` ("": top level), or of the table `inner` in that, set, or unset where `value` is None.
 
     A table that is left empty goes with its last key, unless it holds a comment.
 
@@ -58,11 +58,22 @@ def set_key(text: str, table: str, key: str, value: Any) -> str:
             return
         if value is not None:
             if table not in document:
-                document[table] = tomlkit.table()
-            document[table][key] = value
-        elif table in document:
+                document[table] = tomlkit.table(is_super_table=bool(inner))
+            if inner and inner not in document[table]:
+                is_inline = isinstance(document[table], tomlkit.items.InlineTable)
+                document[table][inner] = tomlkit.inline_table() if is_inline else tomlkit.table()
+            (document[table][inner] if inner else document[table])[key] = value
+        elif inner and inner in document.get(table, {}):
+            document[table][inner].pop(key, None)
+            _drop_empty(document[table], inner)
+            _drop_empty(document, table)
+        elif table in document and not inner:
             document[table].pop(key, None)
-            if not document[table] and "#" not in document[table].as_string():
-                del document[table]
+            _drop_empty(document, table)
 
     return edit_toml(text, edit)
+
+
+def _drop_empty(parent: Any, table: str) -> None:
+    if not parent[table] and "#" not in parent[table].as_string():
+        del parent[table]

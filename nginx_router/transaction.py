@@ -19,6 +19,9 @@ mends it:
     back)      intent.json                               serve the generation
 
 kill -9 therefore leaves old or new, never half; the boundary is the commit.
+
+With `updates live` a change of endpoints alone makes no generation: its commit is the last line of one more change in the
+current one's endpoints.log, `staged` is passed just before it, and what is undone is cut off that file.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from . import faults, journal, listening, starting
+from . import endpointlog, faults, journal, listening, routes, starting
 from .candidate import Candidate
 from .dataplane import DataPlane, Reloaded, data_plane
+from .entries import plain
 from .errors import NginxRejected, ProxyDown, ReloadFailed, RouterError, UsageProblem
 from .generations import Generations, Index, Manifest, objects_in
 from .hookspecs import who
@@ -56,15 +60,17 @@ class Done:
 
     number: int | None
     serving: int | None
-    seconds: float
+    seconds: float  # from the turn of the host lock until it was proven
     reloads: int = 0
     closed: int = 0
+    kept: int = 0
+    websockets: int | None = 0
     old_workers: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()  # for the first who asked
 
     def shared(self) -> Done:
         """The same for those who share the reload: it is counted once."""
-        return Done(self.number, self.serving, self.seconds, 0, 0, self.old_workers)
+        return Done(self.number, self.serving, self.seconds, old_workers=self.old_workers)
 
 
 class Transaction:
@@ -75,6 +81,7 @@ class Transaction:
         self.store = Store(paths)
         self.generations = Generations(paths)
         self._tables = tables
+        self.began = time.monotonic()  # when the askers of what comes next got their turn
         self._unserved: RouterError | None = None  # why nginx does not serve `current`, although it runs
 
     def recover(self) -> Answers:
@@ -91,8 +98,9 @@ class Transaction:
             self._plane(current).adopt()
         if found is not None:
             intent, steps = found
-            if current is None or current.number != intent["number"]:
-                self.generations.discard(intent["number"], intent["objects"])
+            log = intent.get("log")
+            if current is None or current.number != intent["number"] or (log is not None and current.log <= log):
+                self._forget(intent)
                 if (current.number if current else None) == intent["parent"]:
                     self.store.undo(steps)
                 # else the root was restored from another day, and its files are not what the killed command wrote
@@ -102,14 +110,14 @@ class Transaction:
                 except RouterError:
                     self._put_back(intent, steps)
                 else:
-                    answers = self._answers_of_the_killed(current, intent["parent"])
+                    answers = self._answers_of_the_killed(current, intent)
             self.store.clear_intent()
             current = self.generations.current()
         self.store.empty_trash()  # nothing is in it that an intent would bring back
         if current is not None and not current.is_of(self.paths.root):
             with contextlib.suppress(UsageProblem):  # the settings do not fit this place: the command says so, or changes them
                 current = self._move_in(current)
-        if current is not None:
+        if current is not None and not current.is_lost:
             try:
                 self._serve(current)  # somebody changed `current`, or reloaded nginx, by hand
             except RouterError as why:
@@ -150,12 +158,13 @@ class Transaction:
         Raises:
             ReloadFailed: it did not take them.
         """
-        if not index.live:
-            return
+        if not index.live or index.is_lost:
+            return  # lost: it has newer ones than the disk
         plane = self._plane(index)
         have = plane.routes.version()
         if have != index.live:
-            plane.routes.take(index.live, index.routes, base.routes if base and base.live == have else None)
+            difference = routes.lines(*index.moved(base)) if base and base.live == have else None
+            plane.routes.take(index.live, difference, lambda: index.routes)
             faults.step("reloaded")
 
     def start(self, index: Index) -> tuple[str, ...]:
@@ -168,6 +177,11 @@ class Transaction:
             ProxyDown: it does not come up; its own words are in the message.
         """
         said: list[str] = []
+        if self._plane(index).facts(index.facts).version < index.facts.version:
+            # an older nginx than it was made for does not know all its words
+            self.apply(self.candidate())
+            self.store.clear_intent()
+            index = self.generations.current() or index
         while True:
             plane = self._plane(index)
             try:
@@ -224,38 +238,51 @@ class Transaction:
             raise candidate.problem
         base = candidate.base
         plane = data_plane(self.paths, candidate.settings)
-        began = time.monotonic()
         running = plane.wanted() and plane.master() is not None
         for data in candidate.lost_objects().values():
             self.generations.put(data)
         is_read_anew = candidate.needs_reload()
-        if not is_read_anew and not candidate.is_change:
+        if not is_read_anew and not candidate.is_change and not (base and base.is_lost):
             if self._unserved is not None:
                 raise self._unserved
-            return Done(base.number if base else None, base.number if base and running else None, time.monotonic() - began)
+            return Done(base.number if base else None, base.number if base and running else None, time.monotonic() - self.began)
         validate(candidate, plane, candidate.changes_vhosts)
         faults.step("validated")
-        number = max([base.number if base else 0, *self.generations.numbers()]) + 1
         reloads = is_read_anew or self._unserved is not None or candidate.reloads_otherwise
+        is_logged = candidate.is_logged and not reloads
+        number = base.number if base and is_logged else max([base.number if base else 0, *self.generations.numbers()]) + 1
         # the random part: a number is used again after a generation was put back, and an old worker must not prove it
         fresh = f"{number}-{secrets.token_hex(4)}"
         moves = candidate.settings.is_live and (reloads or base is None or candidate.changes_routes)
         live = fresh if moves else base.live if base and candidate.settings.is_live else ""
-        index = candidate.index(number, fresh if reloads or base is None else base.probe, live)
-        objects = {sha: data for r in candidate.changed.values() if r is not None for sha, data in r.objects()}
+        objects: dict[str, bytes] = {}
+        intent: dict[str, Any] = {"number": number, "parent": base.number if base else None, "objects": []}
+        if base and is_logged:
+            index, entries = candidate.logged(live)
+            intent["log"] = base.log
+        else:
+            index = candidate.index(number, fresh if reloads or base is None else base.probe, live)
+            objects = candidate.inlined() | {sha: data for r in candidate.changed.values() if r is not None for sha, data in r.objects()}
+            intent["objects"] = [sha for sha in objects if not self.generations.object_path(sha).exists()]
         steps = candidate.steps()
-        new = [sha for sha in objects if not self.generations.object_path(sha).exists()]
-        intent = {"number": number, "parent": base.number if base else None, "objects": new}
         self.store.write_intent(intent, steps)
         faults.step("intent")
         try:
             self.store.apply(steps)
             faults.step("files")
-            for data in objects.values():
-                self.generations.put(data)
-            self.generations.stage(number, _files(candidate, index, command, answers(Done(number, None, 0.0))))
-            faults.step("staged")
-            self.generations.commit(number)
+            told = answers(Done(number, None, 0.0))
+            if base and is_logged:
+                by = {"time": _now(), "command": command, "submissions": told}
+                sent = routes.lines(*index.moved(base))
+                change = endpointlog.change(live, by, {name: plain(entry) for name, entry in entries.items()}, sent)
+                faults.step("staged")
+                endpointlog.append(self.generations.log_path(number), change)
+            else:
+                for data in objects.values():
+                    self.generations.put(data)
+                self.generations.stage(number, _files(candidate, index, command, told))
+                faults.step("staged")
+                self.generations.commit(number)
             faults.step("committed")
             reloaded = self._serve_on(index, base) if (reloads or moves) and running else Reloaded()
             if reloads and not running:
@@ -270,9 +297,11 @@ class Transaction:
         return Done(
             number,
             number if running else None,
-            time.monotonic() - began,
+            time.monotonic() - self.began,
             reloads=int(reloads and running),
             closed=reloaded.closed_connections,
+            kept=reloaded.kept_connections,
+            websockets=reloaded.websockets,
             old_workers=reloaded.old_workers,
         )
 
@@ -309,15 +338,19 @@ class Transaction:
         self.store.mark_stale({app: {"problem": f"app {app}: {why.message}", "exit": why.exit_code}})
         return replace(base, apps={name: entry for name, entry in base.apps.items() if name != app})
 
-    def _answers_of_the_killed(self, current: Index, parent: int | None) -> Answers:
+    def _answers_of_the_killed(self, current: Index, intent: Mapping[str, Any]) -> Answers:
+        parent, last = intent["parent"], current.last
+        if "log" not in intent:
+            manifest = self.generations.manifest(current.number)
+            last = {"time": manifest.time, "command": manifest.command, "submissions": manifest.submissions}
         plane = self._plane(current)
         running = plane.wanted() and plane.master() is not None
         reloads = running and (parent is None or self.generations.index(parent).probe != current.probe)
         with contextlib.suppress(OSError):
-            for line in journal.of_killed(self.generations, current.number, Queue(self.paths.queue), reloads=int(reloads)):
+            for line in journal.of_killed(last, self.generations.directory(current.number), Queue(self.paths.queue), reloads=int(reloads)):
                 journal.append(self.paths.journal, line)
         serving = current.number if running else None
-        told = self.generations.manifest(current.number).submissions
+        told: Answers = last.get("submissions", {})
         return {ident: {place: {**answer, "serving": serving} for place, answer in answers.items()} for ident, answers in told.items()}
 
     def _check_start(self, candidate: Candidate, number: int) -> None:
@@ -349,7 +382,7 @@ class Transaction:
         reloaded = plane.reload(index.facts, index.probe)
         if index.live:
             # it read them as it was reloaded; what an old worker may still ask for, of a slow upload, stays until the next time
-            plane.routes.take(index.live, {**(base.routes if base else {}), **index.routes}, None)
+            plane.routes.take(index.live, None, lambda: {**(base.routes if base else {}), **index.routes})
         faults.step("reloaded")
         return reloaded
 
@@ -377,14 +410,26 @@ class Transaction:
     def _put_back(self, intent: Mapping[str, Any], steps: Sequence[Step]) -> None:
         """The parent is current and served again, the files are as before."""
         parent = intent["parent"]
-        self.generations.uncommit(parent)
+        if "log" in intent:
+            self._forget(intent)
+        else:
+            self.generations.uncommit(parent)
         try:
             if parent is not None:
                 self._serve(self.generations.index(parent))
         finally:
-            self.generations.discard(intent["number"], intent["objects"])
+            if "log" not in intent:
+                self._forget(intent)
             self.store.undo(steps)
             self.store.clear_intent()
+
+    def _forget(self, intent: Mapping[str, Any]) -> None:
+        """Remove what a change brought that does not come to serve."""
+        if "log" not in intent:
+            self.generations.discard(intent["number"], intent["objects"])
+            return
+        with contextlib.suppress(FileNotFoundError):  # pruned since, or of a root that was restored
+            endpointlog.cut(self.generations.log_path(intent["number"]), intent["log"])
 
     def _plane(self, index: Index | None) -> DataPlane:
         config, domains = (index.config, index.global_domains) if index else self.store.globals()
@@ -394,6 +439,10 @@ class Transaction:
         return data_plane(self.paths, settings).facts(previous)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _files(candidate: Candidate, index: Index, command: str, answers: Answers) -> dict[str, str]:
     base = candidate.base
     files = candidate.stage_files(index) | {"state.json": json.dumps(index.as_json())}
@@ -401,7 +450,7 @@ def _files(candidate: Candidate, index: Index, command: str, answers: Answers) -
     manifest = Manifest(
         generation=index.number,
         parent=base.number if base else None,
-        time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        time=_now(),
         command=command,
         apps=tuple(candidate.changed),
         added=tuple(sorted(after - before)),

@@ -21,10 +21,13 @@ from datetime import UTC, datetime
 from typing import NoReturn
 
 from . import anew
+from .checking import Checking
 from .controller import Request, Router
 from .errors import Busy, RouterError, Terminated
 from .files import FileLock
+from .judging import Aborted, Judging
 from .keeping import Keeping
+from .prober import Verdict
 from .resolving import Addresses
 from .stillness import Burst
 from .systemd import Notifier
@@ -65,13 +68,15 @@ class Watcher:
         self._paths = router.paths
         self._resolve_every = resolve
         self._systemd = Notifier()
-        self._queue: queue.SimpleQueue[Touch | Addresses] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Touch | Addresses | Verdict | Aborted] = queue.SimpleQueue()
         self._watching = Watching(self._paths, self._queue.put)
         self._lock = FileLock(self._paths.run / "watch.lock")
         self._burst = Burst()
         self._identity: tuple[tuple[int, int], ...] = ()
         self._taking_up = TakingUp(self._router, tell=self._tell, say=self._say)
         self._keeping = Keeping(self._router, tell=self._tell, say=self._say)
+        self._checking = Checking(self._router, self._queue.put, tell=self._tell, say=self._say)
+        self._judging = Judging(self._router, self._queue.put, tell=self._tell, say=self._say)
         self._began = time.monotonic()
         self._is_ending = False
         #: When what is done by the clock is next done: absent where it is not.
@@ -118,6 +123,8 @@ class Watcher:
         self._mend()
         self._keep()
         self._taking_up.all()
+        self._checking.look()
+        self._judging.look()
         self._clock["look"] = time.monotonic() + LOOK
         self._tell(f"watching {self._paths.root}{', by looking' if self._watching.is_polling else ''}: {self._taking_up.status()}")
         self._systemd.ready(self._taking_up.status())
@@ -138,7 +145,7 @@ class Watcher:
 
     def _step(self) -> None:
         """Wait for the next thing, and do it."""
-        times = [*self._clock.values(), self._burst.due(), self._taking_up.due]
+        times = [*self._clock.values(), self._burst.due(), self._taking_up.due, self._checking.due, self._judging.due]
         self._gather(max(0.0, min(each for each in times if each is not None) - time.monotonic()))
         now = time.monotonic()
         for what, action in (
@@ -153,10 +160,18 @@ class Watcher:
                 action()
         if self._taking_up.due is not None and self._taking_up.due <= now:
             self._taking_up.again()
+            self._checking.look()
+        if self._checking.due is not None and self._checking.due <= now:
+            self._checking.flush()
+            self._judging.look()
+        if self._judging.due is not None and self._judging.due <= now:
+            self._judging.judge()
         touched = self._burst.take(time.monotonic())
         if touched:
             self._check_root()
             self._handle(touched)
+            self._checking.look()
+            self._judging.look()
             self._systemd.status(self._taking_up.status())
         if self._taking_up.names and self._resolve_every > 0:
             self._clock.setdefault("names", time.monotonic() + self._resolve_every)
@@ -169,9 +184,14 @@ class Watcher:
                 self._take_in(each)
                 each = self._queue.get_nowait()
 
-    def _take_in(self, each: Touch | Addresses) -> None:
-        if not isinstance(each, Touch):
+    def _take_in(self, each: Touch | Addresses | Verdict | Aborted) -> None:
+        if isinstance(each, Verdict):
+            self._checking.found(each)
+        elif isinstance(each, Aborted):
+            self._judging.ended(each)
+        elif not isinstance(each, Touch):
             self._taking_up.resolved(each)
+            self._checking.look()
         elif each.what == INTENT:
             self._clock.setdefault("intent", time.monotonic() + CRASH_LOOK)
         elif each.what == ROOT:
@@ -315,6 +335,7 @@ class Watcher:
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         self._systemd.stopping("stopping")
+        self._checking.stop()
         self._watching.stop()
         self._lock.release()
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nginx_router import canaries, health
 from nginx_router.arguments import chosen, existing, last_good, urls_of
+from nginx_router.model import Facts
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
 
 HOOK = "report-rows"
-KEYS = ("app", "domains", "urls", "endpoints", "processes", "generation", "serving", "stale", "problem", "locked")
+KEYS = ("app", "domains", "urls", "endpoints", "processes", "generation", "serving", "stale", "problem", "locked", "canary", "aborted")
 
 
 def report(
@@ -60,16 +62,24 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
     for name in names:
         found, problem = last_good(router, name)
         problem = problem or stale.get(name, {}).get("problem")
+        is_failing = name in entries and entries[name].unhealthy
+        facts = router.generations.app_state(entries[name])[1] if is_failing else Facts()
         generation = entries[name].generation if name in entries else None
         yield {
             "app": name,
             "domains": list(found.domains),
             "urls": urls_of(found, settings),
-            "endpoints": [{"process": e.process, "address": e.address.text, "weight": e.weight, "state": e.state} for e in found.endpoints],
+            "endpoints": [
+                {"process": e.process, "address": e.address.text, "weight": e.weight, "state": state, "problem": why, "canary": e.canary}
+                for e in found.endpoints
+                for state, why in [health.seen(found, e, facts)]
+            ],
             "processes": {process: len(found.of_process(process)) for process in sorted({*found.processes, *found.counts})},
             "generation": generation,
             "serving": generation is not None and serving is not None and serving >= generation,
             "stale": problem is not None,
             "problem": problem,
             "locked": found.locked,
+            "canary": canaries.share_of(found) if canaries.of_app(found) else None,
+            "aborted": canaries.aborted(found),
         }

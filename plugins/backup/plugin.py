@@ -170,7 +170,7 @@ def _summary(done: Imported) -> str:
     words = f"{_apps(apps)} imported" + (f", {gone} destroyed" if gone else "") + f": generation {done.outcomes[0].generation}"
     if not changed:
         return f"{words}, nothing to reload"
-    touched = max(o.closed_connections for o in done.outcomes)
+    touched = max(o.closed_connections + o.kept_connections for o in done.outcomes)
     return words if done.outcomes[0].serving is None else f"{words}, a reload touched {touched} connections"
 
 

@@ -70,7 +70,7 @@ def _candidates(router: Router, words: Sequence[str]) -> list[str]:
     if len(before) > 1 and options.get(before[-1]):
         return _starting(_of_place(router, command, options[before[-1]], (), word), word)
     if word.startswith("-") and "--" not in before:
-        keys = _keys(command)
+        keys = _keys(router, command)
         return _starting([*options, *([] if any(each in keys for each in before) else keys), "--help"], word)
     arguments = [each for n, each in enumerate(before[1:], 1) if not each.startswith("-") and not options.get(before[n - 1])]
     place = _place(command, len(arguments), is_global="--global" in before)
@@ -99,9 +99,9 @@ def _options(command: Command) -> dict[str, str]:
     return options | COMMON[command.kind]
 
 
-def _keys(command: Command) -> list[str]:
+def _keys(router: Router, command: Command) -> list[str]:
     """`--KEY` of each value that a report prints alone; one of them at a time is asked for."""
-    properties = list(_properties(command))
+    properties = list(_properties(router, command)) if any("PROPERTY" in key for key in command.keys) else []
     found = [key.replace("PROPERTY", each) for key in command.keys for each in (properties if "PROPERTY" in key else [""])]
     return [f"--{key.replace('_', '-')}" for key in found]
 
@@ -136,7 +136,7 @@ def _of_place(router: Router, command: Command, place: str, arguments: Sequence[
         "M": lambda: map(str, router.generations.numbers()),
         "PLUGIN": router.plugins.names,
         "HOOK": _hooks,
-        "KEY": lambda: _properties(command),
+        "KEY": lambda: _properties(router, command),
         "DOMAIN": lambda: _own(router, command, arguments, "DOMAINS", 0),
         "ADDRESS": lambda: _own(router, command, arguments, "UPSTREAMS", 1),
         "[PROCESS=]ADDRESS": lambda: _own(router, command, arguments, "UPSTREAMS", 1),
@@ -187,11 +187,15 @@ def _named(router: Router, command: Command, arguments: Sequence[str]) -> Iterab
     return ()
 
 
-def _properties(command: Command) -> Iterable[str]:
+def _properties(router: Router, command: Command) -> Iterable[str]:
+    """The properties of the command's noun; those of another plugin are the keys that it declares."""
     from nginx_router.properties import PROPERTIES
 
     table = {"apps:nginx": "nginx", "proxy": "proxy"}.get(command.name.rpartition(":")[0])
-    return PROPERTIES[table] if table else ()
+    if table:
+        return PROPERTIES[table]
+    tables = router.tables()
+    return tables.get(command.plugin, ()) if isinstance(tables, Mapping) else ()
 
 
 def _hooks() -> Iterable[str]:

@@ -86,6 +86,9 @@ def set_property(
         raise UsageProblem("the settings of the proxy are the host's", hint="usage: router proxy:set --global KEY [VALUE]")
     if key == "mode":
         setup.refuse_switch(router, value or "managed")
+    if key == "worker-shutdown-timeout" and value is not None and router.settings().is_host_mode:
+        line, conf = f"worker_shutdown_timeout {lookup(TABLE, key).parse(value)};", router.settings().get("nginx-conf")
+        raise UsageProblem(f"{key} is for router's own nginx (mode managed)", hint=f"put `{line}` at the top of {conf}")
     change(router, [property_event(TABLE, None, key, value)])
 
 

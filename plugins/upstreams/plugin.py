@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nginx_router import health
 from nginx_router.arguments import change, chosen, existing, last_good
 from nginx_router.events import Event
+from nginx_router.model import Facts
 from nginx_router.names import Endpoint, endpoint_argument, process_name, weight
 
 if TYPE_CHECKING:
@@ -85,13 +87,19 @@ def _flagged(addresses: Sequence[str], share: str, *, backup: bool, down: bool) 
 
 
 def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
+    index = router.index()
+    entries = index.apps if index else {}
     for name in chosen(router, app):
         found, _ = last_good(router, name)
+        entry = entries.get(name)
+        facts = router.generations.app_state(entry)[1] if entry and entry.unhealthy else Facts()
         yield {
             "app": name,
             "upstreams": {
                 process: [
-                    {"address": e.address.text, "weight": e.weight, "backup": e.backup, "state": e.state} for e in found.of_process(process)
+                    {"address": e.address.text, "weight": e.weight, "backup": e.backup, "state": state, "problem": why, "canary": e.canary}
+                    for e in found.of_process(process)
+                    for state, why in [health.seen(found, e, facts)]
                 ]
                 for process in found.processes
             },

@@ -1,0 +1,189 @@
+"""Canaries: new instances that a share of an app's clients gets while all others stay with the old ones.
+
+Which instances they are stands in UPSTREAMS (the flag `canary`), how many of the clients they get in app.toml:
+
+    [traffic]
+    canary = "10%"
+
+While none of a process's other endpoints is up they are its instances like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from . import lines
+from .errors import Conflict, NotFound, UsageProblem
+from .kinds import share
+from .model import APP_TOML, UPSTREAMS, App, Texts
+from .names import Endpoint, endpoint_line
+from .names import shown as quoted
+from .tomltext import set_key
+
+#: The table of app.toml, and the plugin that declares its keys.
+TABLE = "traffic"
+
+BEGIN, PROMOTE, ABORT = "begin", "promote", "abort"
+
+MAX_ERRORS = "5%"
+
+
+def percent(text: str) -> str:
+    """A share in its one spelling: `2.5%`.
+
+    Raises:
+        UsageProblem: it is none.
+    """
+    try:
+        return share(text)
+    except ValueError:
+        raise UsageProblem(f"{quoted(text)} is not a share", hint="such as 10% or 2.5%; 0%: nobody") from None
+
+
+def hundredths(text: str) -> int:
+    """A share in hundredths of a percent."""
+    return round(float(text.removesuffix("%")) * 100)
+
+
+def share_of(app: App) -> str:
+    """The share of an app's clients that its canaries get; nobody, where nothing says it."""
+    return _key(app, "canary", "0%")
+
+
+def max_errors_of(app: App) -> str:
+    """The share of a canary's answers that may be errors."""
+    return _key(app, "max-errors", MAX_ERRORS)
+
+
+def aborted(app: App) -> str | None:
+    """Why the last canary was aborted, while no other deploy came since."""
+    return str(app.plugins.get(TABLE, {}).get("aborted") or "") or None
+
+
+def of_app(app: App) -> tuple[Endpoint, ...]:
+    """The canaries of an app; it has any only while a canary is under way."""
+    return tuple(e for e in app.endpoints if e.canary)
+
+
+def parted(serving: Sequence[Endpoint]) -> tuple[list[Endpoint], list[Endpoint]]:
+    """Of the endpoints of a process that get requests at all, those that all clients get and the canaries.
+
+    None of either is up: nobody is parted.
+    """
+    stable, canaries = [e for e in serving if not e.canary], [e for e in serving if e.canary]
+    if all(e.down for e in canaries):
+        return (stable, []) if any(not e.down for e in stable) else (list(serving), [])
+    return (list(serving), []) if all(e.down for e in stable) else (stable, canaries)
+
+
+def require(app: App) -> tuple[Endpoint, ...]:
+    """The canaries of an app that must have some.
+
+    Raises:
+        NotFound: it has none.
+    """
+    found = of_app(app)
+    if not found:
+        raise NotFound(f"app {app.name} has no canary", hint=f"router apps:deploy {app.name} ADDRESS... --canary 10%", app=app.name)
+    return found
+
+
+def refuse_under_way(app: App) -> None:
+    """Make sure that no canary is under way: whatever came now would be neither what it was compared with nor what replaces it.
+
+    Raises:
+        Conflict: one is; its instances and what ends it are named.
+    """
+    if found := of_app(app):
+        raise Conflict(
+            f"app {app.name} has a canary under way, at {share_of(app)} of its clients: {' '.join(shown(found))}",
+            hint=f"router apps:deploy {app.name} --promote, or --abort",
+            app=app.name,
+        )
+
+
+def shown(endpoints: Iterable[Endpoint]) -> list[str]:
+    """Endpoints as commands take them: `[PROCESS=]ADDRESS`."""
+    return [e.address.text if e.process == "web" else f"{e.process}={e.address}" for e in endpoints]
+
+
+def begun(app: App, coming: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The whole sets of the processes, with their canaries, as a deploy of them names these.
+
+    Raises:
+        UsageProblem: one is no new instance, or stands beside none.
+    """
+    found = {}
+    for process, addresses in coming.items():
+        there = [e.address.text for e in app.of_process(process)]
+        if same := [a for a in addresses if a in there]:
+            raise UsageProblem(
+                f"{same[0]} is an instance of {process} already: a canary is a new one",
+                hint=f"router apps:retire {app.name} {same[0]}",
+                app=app.name,
+            )
+        if not any(e.state == "active" for e in app.of_process(process)):
+            raise UsageProblem(
+                f"app {app.name} has no {process} instance that a canary could stand beside",
+                hint="the same without --canary",
+                app=app.name,
+            )
+        found[process] = [*there, *addresses]
+    return found
+
+
+def ended(app: App, verb: str) -> dict[str, list[str]]:
+    """The whole sets of the processes that have canaries when these have been promoted or aborted."""
+    keeps = verb == PROMOTE
+    return {p: [e.address.text for e in app.of_process(p) if e.canary == keeps] for p in dict.fromkeys(e.process for e in require(app))}
+
+
+def flagged(app: App, texts: Texts, step: Mapping[str, Any], processes: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The texts after a swap, with the flags and the keys of this step; `app` is what it was before.
+
+    Raises:
+        Conflict: somebody else began a canary meanwhile, or ended it.
+    """
+    verb = step["verb"]
+    if verb == BEGIN:
+        refuse_under_way(app)
+    elif not of_app(app):
+        raise Conflict(f"the canary of {app.name} was ended meanwhile", app=app.name)
+    before = {e.key for e in app.endpoints}
+
+    def mark(entry: str) -> str:
+        endpoint = endpoint_line(entry)
+        if endpoint.process not in processes or (verb == BEGIN and endpoint.key in before):
+            return entry
+        return entry if endpoint.canary == (verb == BEGIN) else replace(endpoint, canary=verb == BEGIN).line()
+
+    toml = set_key(texts.get(APP_TOML, ""), TABLE, "canary", step["share"] if verb == BEGIN else None)
+    toml = set_key(toml, TABLE, "aborted", step.get("reason"))
+    return {**texts, UPSTREAMS: lines.edit(texts.get(UPSTREAMS, ""), mark), **({APP_TOML: toml} if toml or APP_TOML in texts else {})}
+
+
+def kept(app: App | None, texts: Mapping[str, str]) -> dict[str, str]:
+    """The texts of another time with what `app` says of its canary now, which is about its endpoints."""
+    toml = texts.get(APP_TOML, "")
+    for key in ("canary", "aborted"):
+        value = app.plugins.get(TABLE, {}).get(key) if app else None
+        if value is not None or key in toml:
+            toml = set_key(toml, TABLE, key, value)
+    return {**texts, APP_TOML: toml} if toml or APP_TOML in texts else dict(texts)
+
+
+def without_aborted(texts: Texts) -> dict[str, str]:
+    """The texts without the word on why a canary was aborted: what counts until the next deploy."""
+    toml = texts.get(APP_TOML, "")
+    if "aborted" not in toml:
+        return dict(texts)
+    return {**texts, APP_TOML: set_key(toml, TABLE, "aborted", None)}
+
+
+def _key(app: App, key: str, default: str) -> str:
+    try:
+        return share(str(app.plugins.get(TABLE, {}).get(key, default)))
+    except ValueError:
+        return default  # while the plugin is switched off nobody looks at its keys

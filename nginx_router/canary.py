@@ -1,0 +1,102 @@
+"""Begin, promote and abort a canary: deploys that stop half-way, and go on or back.
+
+    begin     the new instances answer -> they are added with the flag `canary`, and a share of the clients goes to them
+    promote   they become their processes' whole sets; the old ones are drained and retired, as by a deploy
+    abort     they are drained and retired themselves; everybody goes to the old ones again
+
+Between these nothing runs: what is under way stands in UPSTREAMS and app.toml.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from . import canaries
+from .canaries import ABORT, BEGIN, PROMOTE
+from .deploy import Options, Show, Signals, Wanted, check_new, swap_and_wait, takeover, tell_retired, turn
+from .errors import Conflict
+from .events import Event
+from .files import FileLock
+from .model import UPSTREAMS
+from .upstreams import endpoint_lines
+
+if TYPE_CHECKING:
+    from .controller import Router
+
+
+def begin(router: Router, app: str, wanted: Wanted, share: str, options: Options, show: Show) -> None:
+    """Let a share of an app's clients go to new instances, once these have answered; the others stay where they are.
+
+    Raises:
+        UsageProblem: the share is none, or one of the instances is there already or stands beside none.
+        Conflict: a canary is under way already; and all that a deploy raises.
+    """
+    began = time.monotonic()
+    share = canaries.percent(share)
+    with turn(router, app), Signals() as signals:
+        found = router.app(app)
+        canaries.refuse_under_way(found)
+        event = _with_step(takeover(router, app, canaries.begun(found, wanted), options), {"verb": BEGIN, "share": share})
+        with router.journalled(event):
+            router.gate(event)
+            check_new(router, _only(event, wanted), options)
+        swap = swap_and_wait(router, event, "deployed", options, signals)
+        if not router.request.dry_run and not FileLock(router.paths.run / "watch.lock").is_held():
+            router.request.say("note: no `router watch` runs, so that nobody aborts the canary by itself")
+        show(replace(swap.handover(app, began, retired=(), still_running=()), canary=share))
+
+
+def promote(router: Router, app: str, options: Options, show: Show) -> None:
+    """Let the canaries of an app take over from the old instances of their processes.
+
+    Raises:
+        NotFound: it has none; and all that a deploy raises.
+    """
+    _end(router, app, PROMOTE, options, show, "")
+
+
+def abort(router: Router, app: str, options: Options, show: Show, reason: str = "") -> None:
+    """Send all clients to the old instances again, and retire the canaries; `reason` is kept until the next deploy.
+
+    No plugin is asked: what harms the clients is ended on whichever day, and whoever holds a lock.
+
+    Raises:
+        NotFound: it has none.
+        NotDrained: aborted, but the wait was ended by a signal, or at the deadline with `strict`.
+    """
+    _end(router, app, ABORT, options, show, reason)
+
+
+def _end(router: Router, app: str, verb: str, options: Options, show: Show, reason: str) -> None:
+    began = time.monotonic()
+    with turn(router, app), Signals() as signals:
+        event = _ending(router, app, verb, reason)
+        if verb == PROMOTE:
+            with router.journalled(event):
+                router.gate(event)
+                check_new(router, event, options)
+        swap = swap_and_wait(router, event, "promoted" if verb == PROMOTE else "aborted", options, signals)
+        tell_retired(router, app, swap.retired)
+        show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+
+
+def _ending(router: Router, app: str, verb: str, reason: str) -> Event:
+    found = router.app(app)
+    processes = canaries.ended(found, verb)
+    if verb == PROMOTE and found.locked is not None:
+        raise Conflict(f"app {app} is locked: {found.locked}", hint=f"router apps:unlock {app}", app=app)
+    text = (router.store.texts(app) or {}).get(UPSTREAMS, "")
+    args = {"processes": processes, "existed": True, "expected": {p: endpoint_lines(text, p) for p in processes}}
+    return _with_step(Event("deploy", app, args), {"verb": verb, **({"reason": reason} if reason else {})})
+
+
+def _with_step(event: Event, step: Mapping[str, Any]) -> Event:
+    return replace(event, args={**event.args, "canary": dict(step)})
+
+
+def _only(event: Event, wanted: Mapping[str, Sequence[str]]) -> Event:
+    # those that serve were checked when they came
+    return replace(event, args={**event.args, "processes": {p: list(a) for p, a in wanted.items()}})

@@ -1,0 +1,97 @@
+"""Deploy in batches: the new instances take over a few at a time, so that no more than a few old ones are ever missing.
+
+Each batch is a deploy of its own: its new instances answer, it is served, the old ones that it replaces are drained and
+printed, so that a script may stop them and have room for the next.  A batch that fails ends it there: what serves then is said,
+and that is a whole state like any other, from which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .deploy import Options, Show, Signals, Swap, Wanted, check_new, swap_and_wait, takeover, tell_retired, turn
+from .errors import RouterError, Terminated, UsageProblem
+from .names import WEB
+
+if TYPE_CHECKING:
+    from .controller import Router
+
+#: Is given the retired of one batch, as soon as they may be stopped.
+Tell = Callable[[Sequence[str]], None]
+
+
+def plan(now: Wanted, wanted: Wanted, size: int) -> list[dict[str, list[str]]]:
+    """The addresses of each process after each batch, in which `size` of its instances come and as many go."""
+    coming = {process: [a for a in wanted[process] if a not in now[process]] for process in wanted}
+    leaving = {process: [a for a in now[process] if a not in wanted[process]] for process in wanted}
+    most = max(len(each) for group in (coming, leaving) for each in group.values())
+    return [
+        {p: [a for a in now[p] if a not in leaving[p][: n * size]] + coming[p][: n * size] for p in wanted}
+        for n in range(1, max(1, -(-most // size)) + 1)
+    ]
+
+
+def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options, tell: Tell, show: Show) -> None:
+    """Let the addresses `wanted` take over, `size` of each process at a time.
+
+    Raises:
+        UsageProblem: `size` is no number of instances.
+        NotDrained: a batch was served and not drained; the ones behind it were not begun.
+        RouterError: all else that a deploy raises; from the second batch on some of the new instances serve then.
+    """
+    began = time.monotonic()
+    if size < 1:
+        raise UsageProblem(f"--batch {size} is not a number of instances")
+    with turn(router, app), Signals() as signals:
+        whole = takeover(router, app, wanted, options)
+        with router.journalled(whole):
+            router.gate(whole)
+        existed = whole.args["existed"]
+        now = {p: [e.address.text for e in router.app(app).of_process(p)] if existed else [] for p in wanted}
+        batches = plan(now, wanted, size)
+        if router.request.dry_run:
+            router.request.say(f"would go in {len(batches)} batch{'' if len(batches) == 1 else 'es'}")
+            batches = [{p: list(a) for p, a in wanted.items()}]
+        done = Swap(None, "nothing", ())
+        there = now
+        for number, batch in enumerate(batches):
+            # those that stay are looked at once, as by any deploy
+            asked = {p: [a for a in batch[p] if (a in wanted[p] if number == 0 else a not in there[p])] for p in batch}
+            signals.is_served = False
+            try:
+                if signals.came:
+                    raise Terminated
+                event = takeover(router, app, batch, options)
+                with router.journalled(event):
+                    check_new(router, replace(event, args={**event.args, "processes": asked}), options)
+                swap = swap_and_wait(router, event, "deployed", options, signals)
+            except (RouterError, Terminated, KeyboardInterrupt) as why:
+                if number:
+                    _stopped(router, app, now, wanted, size, why)
+                    if router.out.is_json:
+                        show(done.handover(app, began, retired=done.retired, still_running=done.retired))
+                raise
+            there = batch
+            tell_retired(router, app, swap.retired)
+            if not router.request.dry_run:
+                tell(swap.retired)
+            done = done.and_then(swap)
+        show(done.handover(app, began, retired=done.retired, still_running=done.retired))
+
+
+def _stopped(router: Router, app: str, now: Wanted, wanted: Wanted, size: int, why: BaseException) -> None:
+    """Say what serves after the batch before the one that failed, and how to go on or back."""
+    serving = {p: [e.address.text for e in router.app(app).of_process(p)] for p in wanted}
+    new = {p: [a for a in addresses if a not in now[p]] for p, addresses in serving.items()}
+    old = {p: [a for a in addresses if a in now[p]] for p, addresses in serving.items()}
+    router.request.say(f"app {app} serves {_words(new) or 'none'} (new) and {_words(old) or 'none'} (old)")
+    on, back = (f"router apps:deploy {app} {_words(each)} --batch {size}" for each in (wanted, now))
+    if isinstance(why, RouterError):
+        why.hint = f"go on: {on}; or back: {back}"
+
+
+def _words(addresses: Mapping[str, Sequence[str]]) -> str:
+    return " ".join(a if p == WEB else f"{p}={a}" for p, each in addresses.items() for a in each)
