@@ -1,0 +1,68 @@
+"""Which share of an app's clients goes to its canary (apps:deploy --canary begins one)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nginx_router import canaries
+from nginx_router.arguments import change, chosen, existing, last_good
+from nginx_router.errors import UsageProblem
+from nginx_router.events import Event
+
+if TYPE_CHECKING:
+    from nginx_router.controller import Router
+
+KEYS = ("app", "canary", "endpoints", "max_errors", "aborted")
+
+
+def set_share(
+    router: Router,
+    app: Annotated[str, typer.Argument(metavar="APP", help="The app.")],
+    share: Annotated[
+        str | None, typer.Argument(metavar="SHARE", help="Of its clients, such as 25%; whoever got the canary keeps it when it grows.")
+    ] = None,
+    max_errors: Annotated[
+        str | None,
+        typer.Option("--max-errors", metavar="SHARE", help="Of the canary's answers: from there on `router watch` aborts it (5%)."),
+    ] = None,
+) -> None:
+    """Send another share of an app's clients to the canary that is under way; 0%: nobody.
+
+    Example: router traffic:set blog 25%
+    """
+    if share is None and max_errors is None:
+        raise UsageProblem("SHARE or --max-errors", hint="usage: router apps:traffic:set APP [SHARE] [--max-errors SHARE]")
+    name = existing(router, app)
+    given = {"canary": share, "max-errors": max_errors}
+    if share is not None:
+        canaries.require(router.app(name))
+    events = [
+        Event("plugin-key", name, {"table": canaries.TABLE, "key": key, "value": canaries.percent(value)})
+        for key, value in given.items()
+        if value is not None
+    ]
+    change(router, events)
+
+
+def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:
+    """The canary of an app, or of all: its share of the clients, its instances, and why the last one was aborted.
+
+    Example: router traffic:report blog --canary
+    """
+    router.out.report(KEYS, _rows(router, app), single=app is not None)
+
+
+def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
+    for name in chosen(router, app):
+        found, _ = last_good(router, name)
+        few = canaries.of_app(found)
+        yield {
+            "app": name,
+            "canary": canaries.share_of(found) if few else None,
+            "endpoints": canaries.shown(few),
+            "max_errors": canaries.max_errors_of(found),
+            "aborted": canaries.aborted(found),
+        }

@@ -1,0 +1,176 @@
+"""Canaries: a share of the clients, and nobody else, gets the new instances; one contract, with reloads and without."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .conftest import Backend
+from .test_deploy_live import Clients
+from .test_sticky import marks, places
+from .test_updates import HOST, both, lively, pids
+
+if TYPE_CHECKING:
+    from .conftest import Live
+
+__all__ = ["both", "lively"]  # fixtures
+
+pytestmark = pytest.mark.timeout(240)
+
+MANY = marks(1000)
+
+
+@pytest.fixture
+def old(backend: Callable[..., Backend]) -> list[Backend]:
+    """The instances that serve already."""
+    return [backend("old"), backend("old")]
+
+
+@pytest.fixture
+def new(backend: Callable[..., Backend]) -> Backend:
+    """The canary."""
+    return backend("new")
+
+
+@pytest.fixture
+def blog(both: Live, old: list[Backend]) -> Live:
+    """An app of two instances."""
+    both.app("blog", [HOST], old)
+    both.done("reconcile")
+    return both
+
+
+def lucky(live: Live, clients: list[str] = MANY) -> set[str]:
+    """The clients that get the canary."""
+    return {mark for mark, name in places(live, clients).items() if name == "new"}
+
+
+def upstreams(live: Live) -> list[str]:
+    return (live.store.texts("blog") or {})["UPSTREAMS"].splitlines()
+
+
+def begin(live: Live, new: object, share: str = "10%", *more: str) -> Any:
+    return live.done("apps:deploy", "blog", new, "--canary", share, *more)
+
+
+def test_a_share_of_the_clients_gets_it_and_keeps_it_when_the_share_grows(blog: Live, old: list[Backend], new: Backend) -> None:
+    clients = Clients(blog.port)
+    try:
+        result = begin(blog, new)
+        assert result.out == "" and "nobody aborts the canary by itself" in result.err, "the old ones stay"
+        assert upstreams(blog) == [str(old[0]), str(old[1]), f"{new} canary"]
+        ten = lucky(blog)
+        assert 70 <= len(ten) <= 130, len(ten)
+        assert lucky(blog) == ten, "clients, not requests"
+        for _ in range(3):
+            assert blog.done("trace", HOST, "--format", "json").json["problems"] == [], "whoever answers, it is one of those expected"
+        blog.done("apps:traffic:set", "blog", "25%")
+        assert blog.journal()[-1]["kind"] == "endpoints"
+        more = lucky(blog)
+        assert ten < more and 200 <= len(more) <= 300, len(more)
+        blog.done("apps:traffic:set", "blog", "0")
+        assert lucky(blog) == set(), "nobody"
+        blog.done("apps:traffic:set", "blog", "100%")
+        assert lucky(blog) == set(MANY), "everybody"
+        said = blog.done("apps:report", "blog", "--format", "json").json
+        assert said["canary"] == "100%" and [e["canary"] for e in said["endpoints"]] == [False, False, True]
+        assert blog.done("apps:traffic:report", "blog", "--format", "json").json == {
+            "app": "blog", "canary": "100%", "endpoints": [str(new)], "max_errors": "5%", "aborted": None,
+        }  # fmt: skip
+        result = blog.done("apps:deploy", "blog", "--promote")
+        assert result.out == f"{old[0]}\n{old[1]}\n"
+        assert upstreams(blog) == [str(new)] and not (blog.store.texts("blog") or {}).get("app.toml")
+        assert set(places(blog, MANY[:20]).values()) == {"new"}
+    finally:
+        clients.stop()
+    assert clients.failures == []
+    assert "set-cookie" not in blog.get(HOST).headers, "nobody needs a mark any more"
+    blog.is_consistent()
+
+
+def test_an_abort_sends_everybody_back(blog: Live, old: list[Backend], new: Backend) -> None:
+    begin(blog, new, "50%", "--check", "/")
+    assert lucky(blog, MANY[:40])
+    first = blog.get(HOST)
+    mark = first.headers["set-cookie"].partition("=")[2].partition(";")[0]
+    assert places(blog, [mark]) == {mark: first.body}, "from its first request on"
+    result = blog.done("apps:deploy", "blog", "--abort", "--reason", "too slow", "--format", "json")
+    assert (result.json["retired"], result.json["canary"], result.json["kind"]) == ([str(new)], None, "endpoints")
+    assert lucky(blog, MANY[:40]) == set() and upstreams(blog) == [str(old[0]), str(old[1])]
+    assert blog.done("apps:report", "blog", "--aborted").out == "too slow\n"
+    blog.done("apps:deploy", "blog", old[0])
+    assert blog.done("apps:report", "blog", "--aborted").out == "\n", "until the next deploy"
+
+
+@pytest.mark.parametrize("method", ["round_robin", "cookie", "ip_hash", "random two", "least_conn"])
+def test_where_no_canary_answers_its_clients_get_the_others(blog: Live, new: Backend, backend: Callable[..., Backend], method: str) -> None:
+    blog.done("nginx:set", "blog", "load-balancing", method)
+    blog.done("nginx:set", "blog", "max-fails", "2")
+    other = backend("new")
+    blog.done("apps:deploy", "blog", new, other, "--canary", "100%")
+    assert set(places(blog, MANY[:10]).values()) == {"new"}
+    new.close()
+    assert set(places(blog, MANY[:10]).values()) == {"new"}
+    other.close()
+    assert set(places(blog, MANY[:30]).values()) == {"old"}
+    assert set(places(blog, MANY[:30]).values()) == {"old"}
+
+
+def test_only_one_at_a_time_and_nothing_beside_it(blog: Live, old: list[Backend], new: Backend, backend: Callable[..., Backend]) -> None:
+    with blog.unchanged():
+        for words, code, said in (
+            (["--promote"], 3, "has no canary"),
+            (["--abort"], 3, "has no canary"),
+            ([old[0], "--canary", "10%"], 2, "is an instance of web already"),
+            ([f"api={new}", "--canary", "10%"], 2, "no api instance"),
+            ([new, "--canary", "101%"], 2, "is not a share"),
+            ([new, "--canary", "10%", "--create"], 2, "do not go together"),
+            ([new, "--promote"], 2, "takes no ADDRESS"),
+            ([], 2, "ADDRESS... is missing"),
+            (["127.0.0.1:1", "--canary", "10%", "--check-timeout", "1"], 12, "127.0.0.1:1"),
+        ):
+            result = blog("apps:deploy", "blog", *words)
+            assert result.code == code and said in result.err, f"{words}: {result}"
+        assert blog("apps:traffic:set", "blog", "10%").code == 3
+        result = blog.done("apps:deploy", "blog", new, "--canary", "10%", "--dry-run")
+        assert f"+{new} canary" in result.out, result
+    begin(blog, new)
+    with blog.unchanged():
+        for words in ([backend("x"), "--canary", "5%"], [backend("y")]):
+            result = blog("apps:deploy", "blog", *words)
+            assert result.code == 4 and str(new) in result.err and "--promote, or --abort" in result.err, result
+        blog.done("apps:deploy", "blog", "--abort", "--dry-run")
+        blog.done("apps:deploy", "blog", "--promote", "--dry-run")
+
+
+def test_by_hand(blog: Live, old: list[Backend], new: Backend) -> None:
+    blog.write("apps/blog/UPSTREAMS", f"{old[0]}\n{new} canary\n")
+    blog.done("reconcile")
+    assert lucky(blog, MANY[:40]) == set(), "no share is said"
+    blog.write("apps/blog/app.toml", '[traffic]\ncanary = "30%"\n')
+    blog.done("reconcile")
+    assert 2 <= len(lucky(blog, MANY[:40])) <= 25
+    blog.write("apps/blog/app.toml", '[traffic]\ncanary = "some"\n')
+    result = blog("reconcile")
+    assert result.code == 2 and "apps/blog/app.toml:2" in result.err, result
+    blog.write("apps/blog/app.toml", "")
+    blog.write("apps/blog/UPSTREAMS", f"{new} canary\n")
+    blog.done("reconcile")
+    assert set(places(blog, MANY[:10]).values()) == {"new"}, "with nobody beside it it is an instance like any other"
+
+
+def test_without_a_reload_nothing_is_reloaded(lively: Live, old: list[Backend], new: Backend) -> None:
+    lively.app("blog", [HOST], old)
+    lively.done("reconcile")
+    before = pids(lively)
+    begin(lively, new)
+    lively.done("apps:traffic:set", "blog", "50%")
+    lively.done("apps:deploy", "blog", "--promote")
+    assert pids(lively) == before
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", lively.port, timeout=10)) as connection:
+        connection.request("GET", "/", headers={"Host": HOST})
+        assert connection.getresponse().status == 200

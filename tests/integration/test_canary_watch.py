@@ -1,0 +1,141 @@
+"""`router watch` aborts a canary that fails; one contract, with reloads and without."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import Backend, Command, until
+from .test_canary import upstreams
+from .test_sticky import marks
+from .test_updates import HOST, both
+
+if TYPE_CHECKING:
+    from .conftest import Live
+
+__all__ = ["both"]  # a fixture
+
+pytestmark = pytest.mark.timeout(240)
+
+
+class Broken:
+    """An instance that passes a check by TCP and answers every request with 500."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __str__(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, suppress(OSError):
+                    if connection.recv(65536):
+                        connection.sendall(b"HTTP/1.1 500 Broken\r\nContent-Length: 3\r\nConnection: close\r\n\r\nnew")
+
+
+@pytest.fixture
+def broken() -> Iterator[Broken]:
+    """An instance that answers every request with 500."""
+    one = Broken()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def blog(both: Live, backend: Callable[..., Backend]) -> Live:
+    """An app of two instances."""
+    both.app("blog", [HOST], [backend("old"), backend("old")])
+    both.done("reconcile")
+    return both
+
+
+def watch(live: Live) -> Command:
+    """A watch that has begun."""
+    command = live.begin("watch")
+    assert command.process.stdout and "watching" in command.process.stdout.readline()
+    return command
+
+
+def ended(command: Command) -> str:
+    """What a watch said, on both streams."""
+    command.process.send_signal(signal.SIGTERM)
+    result = command.wait()
+    assert result.code == 0, result
+    return result.out + result.err
+
+
+def statuses(live: Live, clients: list[str]) -> set[int]:
+    """What these clients are answered, each over a connection of its own."""
+    found = set()
+    for mark in clients:
+        connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=10)
+        try:
+            connection.request("GET", "/", headers={"Host": HOST, "Cookie": f"router_client={mark}"})
+            found.add(connection.getresponse().status)
+        finally:
+            connection.close()
+    return found
+
+
+def test_more_errors_than_the_others_have_abort_it(blog: Live, broken: Broken) -> None:
+    command = watch(blog)
+    result = blog.done("apps:deploy", "blog", broken, "--canary", "50%")
+    assert "nobody aborts" not in result.err, result
+    clients = marks(60)
+    assert statuses(blog, clients) == {200, 500}
+
+    def aborted() -> bool:
+        statuses(blog, clients[:10])
+        return len(upstreams(blog)) == 2
+
+    until(aborted, 60, "the abort")
+    until(lambda: "of the canary were errors" in blog.done("apps:report", "blog", "--aborted").out, 30)
+    assert statuses(blog, clients) == {200}
+    status = blog.done("status", "--format", "json").json
+    assert any("its canary was aborted" in problem for problem in status["problems"]), status
+    said = ended(command)
+    assert "blog: its canary is aborted: " in said, said
+    # a program that is edited meanwhile makes the watch start anew, which does not wait for the end
+    assert f"blog: its canary was aborted, retired {broken}" in said or "starting anew" in said, said
+    (line,) = [line for line in blog.journal() if "--abort" in line["command"]]
+    assert "of the canary were errors" in line["command"] and line["result"] == "done"
+    blog.is_consistent()
+
+
+def test_one_that_fails_its_checks_is_aborted(blog: Live, backend: Callable[..., Backend]) -> None:
+    for key, value in (("interval", "0.2"), ("fall", "2")):
+        blog.done("checks:set", "blog", key, value)
+    new = backend("new")
+    address = str(new)
+    command = watch(blog)
+    blog.done("apps:deploy", "blog", new, "--canary", "10%")
+    new.close()
+    until(lambda: len(upstreams(blog)) == 2, 60, "the abort")
+    assert f"{address} fails its check: " in blog.done("apps:report", "blog", "--aborted").out
+    ended(command)
+
+
+def test_one_that_is_well_stays(blog: Live, backend: Callable[..., Backend]) -> None:
+    command = watch(blog)
+    blog.done("apps:deploy", "blog", backend("new"), "--canary", "50%")
+    for _ in range(3):
+        assert statuses(blog, marks(60)) == {200}
+    assert "aborted" not in ended(command) and len(upstreams(blog)) == 3

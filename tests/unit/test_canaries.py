@@ -1,0 +1,92 @@
+"""What a canary makes of an app's texts, and who gets it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nginx_router import canaries
+from nginx_router.errors import Conflict, NotFound, UsageProblem
+from nginx_router.model import App, parse_app
+from nginx_router.names import endpoint_line
+
+UNDER_WAY = "# ours\n10.0.0.3:80 weight=2\n10.0.0.9:80 canary   # the new one\napi 10.0.0.5:80\n"
+TOML = '[traffic]\nmax-errors = "1%"\ncanary = "10%"\n'
+
+
+def app_of(upstreams: str, toml: str = "") -> App:
+    return parse_app("blog", {"UPSTREAMS": upstreams, "app.toml": toml}, ("traffic",))
+
+
+def test_a_line_keeps_the_word() -> None:
+    assert endpoint_line("api 10.0.0.3:80 weight=2 canary").line() == "api 10.0.0.3:80 weight=2 canary"
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("10%", "10%"), ("10", "10%"), ("2.50%", "2.5%"), ("0", "0%"), ("100%", "100%"), ("007%", "7%")]
+)
+def test_a_share_has_one_spelling(text: str, share: str) -> None:
+    assert canaries.percent(text) == share
+
+
+@pytest.mark.parametrize("text", ["", "%", "101%", "-1%", "1e1", "ten", "10%%", "0.001%", "nan", "10% "])
+def test_what_is_no_share(text: str) -> None:
+    with pytest.raises(UsageProblem):
+        canaries.percent(text)
+
+
+def test_who_stands_beside_whom() -> None:
+    old, new = endpoint_line("10.0.0.3:80"), endpoint_line("10.0.0.9:80 canary")
+    assert canaries.parted([old, new]) == ([old], [new])
+    down = replace(old, down=True), replace(new, down=True)
+    assert canaries.parted([old, down[1]]) == ([old], []), "nobody is sent to a canary that is down"
+    assert canaries.parted([down[0], new]) == ([down[0], new], []), "with nobody beside it it is an instance like any other"
+    assert canaries.parted([new]) == ([new], [])
+
+
+@pytest.mark.parametrize(
+    ("verb", "processes", "upstreams", "toml"),
+    [
+        ("promote", {"web": ["10.0.0.9:80"]}, "# ours\n10.0.0.9:80   # the new one\n", '[traffic]\nmax-errors = "1%"\n'),
+        ("abort", {"web": ["10.0.0.3:80"]}, "# ours\n10.0.0.3:80 weight=2\n", '[traffic]\nmax-errors = "1%"\naborted = "why"\n'),
+    ],
+)
+def test_how_it_ends(verb: str, processes: dict[str, list[str]], upstreams: str, toml: str) -> None:
+    app = app_of(UNDER_WAY, TOML)
+    assert canaries.ended(app, verb) == processes
+    kept = [line for line in UNDER_WAY.splitlines(keepends=True) if line[0] == "#" or any(a in line for a in processes["web"])]
+    step: dict[str, Any] = {"verb": verb, **({"reason": "why"} if verb == "abort" else {})}
+    made = canaries.flagged(app, {"UPSTREAMS": "".join(kept), "app.toml": TOML}, step, processes)
+    assert made == {"UPSTREAMS": upstreams, "app.toml": toml}
+    assert canaries.aborted(app_of(upstreams, toml)) == ("why" if verb == "abort" else None)
+    assert "aborted" not in canaries.without_aborted(made)["app.toml"]
+
+
+def test_only_one_is_under_way() -> None:
+    app = app_of(UNDER_WAY, TOML)
+    with pytest.raises(Conflict, match=r"at 10% of its clients: 10\.0\.0\.9:80"):
+        canaries.refuse_under_way(app)
+    with pytest.raises(Conflict):
+        canaries.flagged(app, {"UPSTREAMS": UNDER_WAY}, {"verb": "begin", "share": "5%"}, {"web": []})
+    none = app_of("10.0.0.3:80\n")
+    canaries.refuse_under_way(none)
+    with pytest.raises(NotFound):
+        canaries.require(none)
+    with pytest.raises(Conflict):
+        canaries.flagged(none, {"UPSTREAMS": ""}, {"verb": "promote"}, {"web": []})
+
+
+@pytest.mark.parametrize("coming", [{"web": ["10.0.0.3:80"]}, {"api": ["10.0.0.9:80"]}])
+def test_a_canary_is_new_and_stands_beside_others(coming: dict[str, list[str]]) -> None:
+    with pytest.raises(UsageProblem):
+        canaries.begun(app_of("10.0.0.3:80\napi 10.0.0.5:80 down\n"), coming)
+
+
+def test_what_a_rollback_of_settings_leaves_of_it() -> None:
+    now = app_of(UNDER_WAY, TOML)
+    assert canaries.kept(now, {"app.toml": '[traffic]\ncanary = "50%"\n'})["app.toml"] == '[traffic]\ncanary = "10%"\n'
+    assert canaries.kept(app_of("10.0.0.3:80\n"), {"app.toml": '[traffic]\ncanary = "50%"\n'})["app.toml"] == ""
+    assert canaries.kept(now, {})["app.toml"] == '[traffic]\ncanary = "10%"\n'
+    assert canaries.kept(None, {"UPSTREAMS": ""}) == {"UPSTREAMS": ""}
