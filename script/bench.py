@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NGINX = shutil.which("nginx", path=PATH) or "nginx"
+HAPROXY = shutil.which("haproxy", path=PATH) or "haproxy"
 MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
 
 
@@ -50,7 +51,7 @@ class Host:
     environment: dict[str, str] = field(default_factory=dict)
 
     def router(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([BIN / "router", *words], env=self.environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run([BIN / "router", *words], env=self.environment, capture_output=True, text=True, timeout=900, check=False)
         if check and done.returncode:
             raise SystemExit(f"router {' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
@@ -63,7 +64,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def host(apps: int, backend: int = 0) -> Iterator[Host]:
+def host(apps: int, backend: int = 0, *, updates: str = "reload") -> Iterator[Host]:
     """A root with `apps` apps of two domains and one endpoint each, nginx running."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)
@@ -71,6 +72,7 @@ def host(apps: int, backend: int = 0) -> Iterator[Host]:
         made.environment = {**os.environ, "ROUTER_ROOT": str(made.root)}
         made.router("proxy:set", "--global", "bind-address", "127.0.0.1")
         made.router("proxy:set", "--global", "http-port", str(made.port))
+        made.router("proxy:set", "--global", "updates", updates)
         for number in range(apps):
             directory = made.root / f"apps/app{number:05d}"
             directory.mkdir(parents=True)
@@ -99,6 +101,41 @@ def nginx(directory: Path, conf: str) -> Iterator[Path]:
         deadline = time.monotonic() + 10
         while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def haproxy(directory: Path, port: int, backend: int) -> Iterator[int]:
+    """A hand-made HAProxy in `directory`; its pid."""
+    directory.mkdir()
+    text = (HERE / "bench_haproxy.cfg").read_text()
+    file = directory / "haproxy.cfg"
+    file.write_text(text.replace("@DIRECTORY@", str(directory)).replace("@PORT@", str(port)).replace("@BACKEND@", str(backend)))
+    with (directory / "access.log").open("w") as log, subprocess.Popen([HAPROXY, "-f", file], stdout=log, stderr=log) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while not (directory / "admin.sock").is_socket():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"bench: HAProxy does not start:\n{(directory / 'access.log').read_text()}")
+                time.sleep(0.01)
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+def tell(admin: Path, *commands: str) -> None:
+    """HAProxy's Runtime API: one connection, one line."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(10)
+        connection.connect(str(admin))
+        connection.sendall("; ".join(commands).encode() + b"\n")
+        said = b""
+        while piece := connection.recv(4096):
+            said += piece
+    unknown = [
+        line for line in said.decode().splitlines() if line.strip() and line.strip() not in ("New server registered.", "Server deleted.")
+    ]
+    if unknown:
+        raise SystemExit(f"bench: HAProxy: {unknown}")
 
 
 def by_hand(directory: Path, servers: str, *, workers: str = "auto") -> str:
@@ -344,22 +381,24 @@ def deploys(rounds: int) -> Iterator[Row]:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+    """User and system time of all their threads, to the nanosecond."""
+    return sum(int(task.read_text().split()[0]) for pid in pids for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def workers_of(master: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == master and b"worker process" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-    return found
+    """The workers of an nginx that has started a moment ago."""
+    deadline = time.monotonic() + 10
+    while True:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    if int(fields[1]) == master and b"worker process" in (entry / "cmdline").read_bytes():
+                        found.append(int(entry.name))
+        if len(found) == os.cpu_count() or time.monotonic() > deadline:
+            return found
+        time.sleep(0.01)
 
 
 def requests(rounds: int) -> Iterator[Row]:
@@ -379,14 +418,15 @@ def requests(rounds: int) -> Iterator[Row]:
             text = (HERE / "bench_vhost.conf").read_text().replace("@BACKEND@", str(backend)).replace("@PORT@", str(port))
             return by_hand(directory, text.replace("@LOG@", str(directory)).replace("@DEFAULT@", default_server(port)))
 
+        third = free_port()
         with (
             nginx(base / "up", by_hand(base / "up", answer, workers="1")),
+            haproxy(base / "haproxy", third, backend) as balancer,
             nginx(base / "hand", written_by_hand(base / "hand", port)),
             nginx(base / "twin", written_by_hand(base / "twin", other)),
             host(0) as one,
-            host(0) as lively,
+            host(0, updates="live") as lively,
         ):
-            lively.router("proxy:set", "--global", "updates", "live")
             sides = {}
             for side, each in (("router", one), ("live", lively)):
                 each.router("apps:create", "blog")
@@ -397,6 +437,7 @@ def requests(rounds: int) -> Iterator[Row]:
             sides |= {
                 "hand": (port, workers_of(int((base / "hand/nginx.pid").read_text()))),
                 "twin": (other, workers_of(int((base / "twin/nginx.pid").read_text()))),
+                "haproxy": (third, [balancer]),
             }
             rate: dict[str, list[float]] = {side: [] for side in sides}
             cost: dict[str, list[float]] = {side: [] for side in sides}
@@ -404,7 +445,7 @@ def requests(rounds: int) -> Iterator[Row]:
                 for side in sorted(sides, key=lambda side: (list(sides).index(side) + number) % len(sides)):
                     to, pids = sides[side]
                     before = cpu_seconds(pids)
-                    load = [wrk, "-t1", "-c32", "-d2s", "-H", "Host: blog.localhost", f"http://127.0.0.1:{to}/"]
+                    load = [wrk, "-t1", "-c32", "-d1s", "-H", "Host: blog.localhost", f"http://127.0.0.1:{to}/"]
                     said = subprocess.run(load, capture_output=True, text=True, check=True, timeout=60).stdout
                     used = cpu_seconds(pids) - before
                     done = re.search(r"(\d+) requests in", said)
@@ -415,11 +456,11 @@ def requests(rounds: int) -> Iterator[Row]:
                         rate[side].append(float(speed[1]))
                         cost[side].append(used / int(done[1]) * 1e6)
     bounds = {"router": "≤ 1.05", "live": "≤ 1.15", "twin": "the noise"}
-    names = {"router": "", "live": ", updates live", "twin": " of a second nginx with that vhost"}
+    names = {"router": "", "live": ", updates live", "haproxy": " of HAProxy", "twin": " of a second nginx with that vhost"}
     for side, name in names.items():
         ours, theirs = median(cost[side]), median(cost["hand"])
         ratio = median([a / b for a, b in zip(cost[side], cost["hand"], strict=True)])
-        yield Row(f"CPU per request{name} / hand-written vhost", f"{ours:.1f} µs", f"{theirs:.1f} µs", f"{ratio:.3f}", bounds[side])
+        yield Row(f"CPU per request{name} / hand-written vhost", f"{ours:.1f} µs", f"{theirs:.1f} µs", f"{ratio:.3f}", bounds.get(side, ""))
         ours, theirs = median(rate[side]), median(rate["hand"])
         ratio = median([a / b for a, b in zip(rate[side], rate["hand"], strict=True)])
         yield Row(
@@ -431,7 +472,128 @@ def requests(rounds: int) -> Iterator[Row]:
         )
 
 
-PARTS = {"cli": cli_start, "change": changes, "deploy": deploys, "request": requests}
+def first_new(port: int, wanted: str, change: Callable[[], object]) -> float:
+    """Seconds from the start of a change until the first answer `wanted`, to fresh connections."""
+    stop = threading.Event()
+    seen: list[float] = []
+
+    def ask() -> None:
+        while not stop.is_set() and not seen:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            try:
+                connection.request("GET", "/", headers={"Host": "blog.localhost"})
+                if connection.getresponse().read().decode() == wanted:
+                    seen.append(time.perf_counter())
+            except (OSError, http.client.HTTPException):
+                pass
+            finally:
+                connection.close()
+            time.sleep(0.0005)
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    time.sleep(0.02)
+    began = time.perf_counter()
+    change()
+    asker.join(10)
+    stop.set()
+    if not seen:
+        raise SystemExit("bench: the new instance did not answer within 10 s")
+    return seen[0] - began
+
+
+def swaps(rounds: int) -> Iterator[Row]:
+    """One instance takes over from another: a whole command, a hand edit with a reload, HAProxy's Runtime API."""
+    with tempfile.TemporaryDirectory(prefix="hand-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        base = Path(name)
+        base.chmod(0o755)
+        (base / "up").mkdir()
+        (base / "hand").mkdir()
+        ports = free_port(), free_port()
+        answer = "".join(f"server {{ listen 127.0.0.1:{port}; location / {{ return 200 {port}; }} }}" for port in ports)
+        hand, third = free_port(), free_port()
+        vhost = (HERE / "bench_vhost.conf").read_text().replace("@PORT@", str(hand)).replace("@LOG@", str(base / "hand"))
+        vhost = vhost.replace("@DEFAULT@", default_server(hand))
+        with (
+            nginx(base / "up", by_hand(base / "up", answer, workers="1")),
+            nginx(base / "hand", by_hand(base / "hand", vhost.replace("@BACKEND@", str(ports[0])))) as conf,
+            haproxy(base / "haproxy", third, ports[0]),
+            host(10) as one,
+            host(10, updates="live") as lively,
+        ):
+            for each in (one, lively):
+                each.router("apps:create", "blog")
+                each.router("domains:add", "blog", "blog.localhost")
+                each.router("apps:deploy", "blog", f"127.0.0.1:{ports[0]}")
+
+            def by_editor(new: int, number: int, vhost: str = vhost, conf: Path = conf) -> None:
+                conf.write_text(by_hand(base / "hand", vhost.replace("@BACKEND@", str(new))))
+                subprocess.run([NGINX, "-e", "stderr", "-s", "reload", "-c", str(conf)], check=True, timeout=60)
+
+            def by_runtime_api(new: int, number: int) -> None:
+                admin = base / "haproxy/admin.sock"
+                tell(admin, f"add server blog/s{number} 127.0.0.1:{new}", f"enable server blog/s{number}")
+                tell(admin, f"set server blog/s{number - 1} state maint")
+
+            ways: dict[str, tuple[int, Callable[[int, int], object]]] = {
+                "apps:deploy": (one.port, lambda new, number: one.router("apps:deploy", "blog", f"127.0.0.1:{new}")),
+                "apps:deploy, updates live": (lively.port, lambda new, number: lively.router("apps:deploy", "blog", f"127.0.0.1:{new}")),
+                "hand": (hand, by_editor),
+                "HAProxy": (third, by_runtime_api),
+            }
+            took: dict[str, list[float]] = {way: [] for way in ways}
+            for number in range(1, 4 * rounds + 1):
+                new = ports[number % 2]
+                for way, (port, change) in ways.items():
+                    took[way].append(first_new(port, str(new), lambda change=change, new=new, number=number: change(new, number)))
+                if number > 1:  # nothing is connected to it any more
+                    with contextlib.suppress(SystemExit):
+                        tell(base / "haproxy/admin.sock", f"del server blog/s{number - 2}")
+    beside = median(took["hand"])
+    for way, name in (
+        ("apps:deploy",) * 2,
+        ("apps:deploy, updates live",) * 2,
+        ("HAProxy", "add server, enable server of HAProxy's Runtime API"),
+    ):
+        ours = median(took[way])
+        yield Row(
+            f"{name}: until the first new answer / hand edit and nginx -s reload",
+            f"{ours * 1000:.1f} ms",
+            f"{beside * 1000:.1f} ms",
+            f"{(ours - beside) * 1000:+.0f} ms",
+        )
+
+
+def served(rounds: int) -> Iterator[Row]:
+    """Deploys in live mode, as the journal times them."""
+    sizes = (10, 5000) if HEAVY else (10,)
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(small_server()) for _ in range(2)]
+        hosts = [stack.enter_context(host(size, ports[0], updates="live")) for size in sizes]
+        count = max(100, 20 * rounds)
+        for number in range(count):
+            for each in hosts:
+                each.router("apps:deploy", "app00003", f"127.0.0.1:{ports[(number + 1) % 2]}")
+        lines = []
+        for each in hosts:
+            lines.append([json.loads(line) for line in (each.root / "journal.jsonl").read_text().splitlines()[-count:]])
+            if {line["kind"] for line in lines[-1]} != {"endpoints"} or sum(line["reloads"] for line in lines[-1]):
+                raise SystemExit("bench: a deploy reloaded nginx")
+    # the whole command but for Python's start; the part of it in which the files are written and nginx is told and asked
+    for key, what in (("seconds", "checks, change and drain"), ("served_seconds", "change until nginx acknowledges it")):
+        found = [sorted(line[key] for line in some) for some in lines]
+        for size, seconds in zip(sizes, found, strict=True):
+            p50, p99 = median(seconds), seconds[int(len(seconds) * 0.99)]
+            name = f"apps:deploy, updates live, {size:,} apps: {what}: p50, p99"
+            yield Row(name, f"{p50 * 1000:.0f} ms", f"{p99 * 1000:.0f} ms", "")
+        if len(found) > 1:
+            small, large = map(median, found)
+            name = f"apps:deploy, updates live: {what}, 5,000 apps / 10 apps"
+            yield Row(name, f"{large * 1000:.0f} ms", f"{small * 1000:.0f} ms", f"{large / small:.2f}", "≤ 1.5")
+
+
+PARTS = {"cli": cli_start, "change": changes, "deploy": deploys, "swap": swaps, "served": served, "request": requests}
+HEAVY = False
 
 
 def main() -> None:
@@ -439,7 +601,10 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas: %(default)s")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="also write the table into docs/performance.md")
+    parser.add_argument("--heavy", action="store_true", help="also live deploys among 5,000 apps: some minutes more")
     options = parser.parse_args()
+    global HEAVY
+    HEAVY = options.heavy
     rows = []
     print(f"{'what':<88} {'router':>9} {'beside':>9} {'ratio':>10}  bound")
     for part in options.only.split(","):
