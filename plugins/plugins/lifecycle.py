@@ -250,7 +250,9 @@ def _require_usable(router: Router, supposed: Plugins, name: str, new: Staged | 
     for app, table in _tables(router, name).items():
         file = f"apps/{app}/{APP_TOML}" if app else "router.toml"
 
-        def at(key: str, what: str, file: str = file, option: str = f" --app {app}" if app else "") -> UsageProblem:
+        def at(key: str, what: str, *, within: str = "", file: str = file, option: str = f" --app {app}" if app else "") -> UsageProblem:
+            if within not in ("", name):  # of a process: no command unsets it
+                return UsageProblem(f"{file}: [{within}]: {what}")
             return UsageProblem(f"{file}: {what}", hint=f"router plugins:set {name} {key}{option}")
 
         check_table(name, listed.plugin.keys, table, at)

@@ -301,3 +301,10 @@ def test_while_the_hosts_nginx_is_stopped_what_collides_with_it_is_found(host: H
     assert "saved, proxy is stopped" in result.err, result
     host.systemctl_start()
     assert (host.get("blog.test").body, host.get("new.shop.test").body) == ("blog", "shop")
+
+
+def test_a_shutdown_timeout_is_a_line_of_the_hosts_own_configuration(host: Host) -> None:
+    host.done("setup", "--nginx-conf", host.conf)
+    with host.unchanged():
+        result = host("proxy:set", "--global", "worker-shutdown-timeout", "8h")
+    assert result.code == 2 and f"put `worker_shutdown_timeout 8h;` at the top of {host.conf}" in result.err, result

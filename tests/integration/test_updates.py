@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nginx_router.errors import ReloadFailed
+from nginx_router.live import InFlight
 from nginx_router.live import Live as Admin
 from nginx_router.processes import is_alive
+from nginx_router.routes import lines
 
 from .conftest import Backend, until
 from .test_deploy_live import Clients
@@ -221,6 +223,10 @@ class Slow:
                 while data := connection.recv(65536):
                     connection.sendall(data)
                 return
+            if b" /page " in request:
+                page = b'<!--#include virtual="/slow" --><!--#include virtual="/part" -->'
+                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n" + page)
+                return
             if b" /slow " in request:
                 self.may_go.wait(30)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nslow")
@@ -277,6 +283,10 @@ def socket_of(live: Live) -> Admin:
     return Admin(live.paths.run / "live/admin.sock")
 
 
+def under_way(live: Live, *addresses: object) -> InFlight:
+    return socket_of(live).in_flight(live.workers(), map(str, addresses))
+
+
 def test_deploys_need_no_reload_and_lose_nothing(lively: Live, backend: Callable[..., Backend]) -> None:
     lively.app("blog", [HOST], [backend("v0")])
     lively.done("reconcile")
@@ -304,6 +314,15 @@ def test_the_socket_that_changes_routes_is_nobody_elses(lively: Live) -> None:
     assert (directory / "admin.sock").is_socket() and directory.stat().st_mode & 0o777 == 0o700
 
 
+def test_the_routers_own_sockets_are_nobodys_instance(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    with lively.unchanged():
+        result = lively("apps:deploy", "blog", f"unix:{lively.paths.run}/live/admin.sock")
+    assert result.code == 2 and "the router's own" in result.err, result
+    assert spread(lively, 2) == {"one": 2}
+
+
 def test_a_websocket_lives_on(lively: Live, slow: Slow, three: list[Backend]) -> None:
     lively.app("blog", [HOST], [slow])
     lively.done("reconcile")
@@ -312,8 +331,38 @@ def test_a_websocket_lives_on(lively: Live, slow: Slow, three: list[Backend]) ->
         assert b" 101 " in client.recv(65536)
         result = lively.done("apps:deploy", "blog", three[0], "--drain", "1", "--format", "json")
         assert result.json["forced"] == 1, "it is counted as what is under way"
+        assert under_way(lively, slow) == InFlight(websockets=1)
         client.sendall(b"still there")
         assert client.recv(65536) == b"still there"
+
+
+def test_websockets_are_counted_apart(lively: Live, slow: Slow) -> None:
+    lively.app("blog", [HOST], [slow])
+    lively.done("reconcile")
+    asking = threading.Thread(target=lively.get, args=(HOST, "/slow"))
+    asking.start()
+    with socket.create_connection(("127.0.0.1", lively.port), timeout=10) as client:
+        client.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n".encode())
+        assert b" 101 " in client.recv(65536)
+        until(lambda: under_way(lively, slow) == InFlight(requests=1, websockets=1))
+        slow.may_go.set()
+        asking.join(10)
+        until(lambda: under_way(lively, slow) == InFlight(websockets=1))
+    until(lambda: under_way(lively, slow) == InFlight())
+
+
+def test_what_is_asked_in_parts_is_counted_in_parts(lively: Live, slow: Slow) -> None:
+    lively.app("blog", [HOST], [slow])
+    lively.snippet("blog", "ssi on;\n")
+    lively.done("reconcile")
+    answers: list[str] = []
+    asking = threading.Thread(target=lambda: answers.append(lively.get(HOST, "/page").body))
+    asking.start()
+    until(lambda: under_way(lively, slow) == InFlight(requests=3), what="a page and two parts of it")
+    slow.may_go.set()
+    asking.join(10)
+    assert answers == ["slowslow"]
+    until(lambda: under_way(lively, slow) == InFlight(), what="nothing under way")
 
 
 def test_an_upload_goes_where_the_newest_version_says(lively: Live, three: list[Backend]) -> None:
@@ -391,12 +440,86 @@ def test_an_answer_that_is_lost_ends_with_the_right_routes(lively: Live, three: 
         aside.rename(admin)
     # taken up, but its word was lost: the next command sends all
     routes = {"router_blog.web": f"round_robin 1 10 {str(three[2]).replace(':', '|')}|1|active"}
-    socket_of(lively).take("99-lost", routes, None)
+    socket_of(lively).take("99-lost", None, lambda: routes)
     assert spread(lively, 5) == {"three": 5}
     assert lively("status").code == 9
     lively.done("apps:lock", "blog")
     assert spread(lively, 5) == {"one": 5}
     lively.serves_current()
+
+
+def test_what_was_sent_and_given_up_does_not_put_nginx_back(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    index = lively.generations.current()
+    assert index
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late:
+        late.connect(str(lively.paths.run / "live/admin.sock"))
+        late.sendall(b"GET /version HTTP/1.0\r\n\r\n")
+        version, writes = late.recv(65536).partition(b"\r\n\r\n")[2].decode().split()
+    assert version == index.live
+    body = f"route router_blog.web\tround_robin 1 10 127.0.0.1|{three[2].port}|1|active\n".encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late:
+        late.settimeout(10)
+        late.connect(str(lively.paths.run / "live/admin.sock"))
+        head = f"POST /routes?version=99-late&only=0&from={writes} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+        late.sendall(head.encode() + body[:10])
+        lively.done("apps:deploy", "blog", three[1])
+        lively.done("apps:deploy", "blog", three[0])
+        late.sendall(body[10:])
+        assert late.recv(65536).startswith(b"HTTP/1.1 409 ")
+    assert spread(lively, 5) == {"one": 5}
+    lively.serves_current()
+
+
+def test_whoever_knows_another_version_sends_all(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    index = lively.generations.current()
+    assert index
+    one, other = socket_of(lively), socket_of(lively)
+    assert one.version() == other.version() == index.live
+    moved = dict.fromkeys(index.routes, f"round_robin 1 10 127.0.0.1|{three[1].port}|1|active")
+    more = moved | {"router_more.web": "round_robin 1 10"}
+    one.take("98-one", lines(index.routes, more), lambda: more)
+    other.take("99-other", lines(moved, moved), lambda: moved)
+    assert other.version() == "99-other" and spread(lively, 5) == {"two": 5}
+    assert one.version() == "99-other"
+
+
+def test_a_worker_that_was_killed_weighs_nothing(lively: Live, slow: Slow, backend: Callable[..., Backend]) -> None:
+    lively.app("blog", [HOST], [slow])
+    lively.done("reconcile")
+    lively.done("nginx:set", "blog", "load-balancing", "least_conn")
+    asking = [threading.Thread(target=lively.get, args=(HOST, "/slow"), daemon=True) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    until(lambda: under_way(lively, slow) == InFlight(requests=6))
+    before = lively.workers()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(lively.workers()) == len(before) and not set(lively.workers()) & set(before))
+    for thread in asking:
+        thread.join(10)
+    slow.may_go.set()
+    lively.done("apps:upstreams:add", "blog", backend("good"))
+    assert len(spread(lively, 30)) == 2, "the one that six requests were under way at"
+
+
+def test_one_that_is_left_out_for_long_stays_out_whoever_comes_back_sooner(lively: Live, half: Half, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [half, three[0]])
+    lively.app("shop", ["shop.test"], ["127.0.0.1:1", three[1]])
+    lively.done("reconcile")
+    lively.done("nginx:set", "blog", "fail-timeout", "60s")
+    lively.done("nginx:set", "shop", "fail-timeout", "1s")
+    until(lambda: spread(lively, 4) and half.asked)
+    until(lambda: lively.get("shop.test").status == 200)
+    for _ in range(4):
+        assert lively.get("shop.test").status == 200
+    asked = half.asked
+    time.sleep(1.5)  # until shop's is back; blog's is not
+    spread(lively, 20)
+    assert half.asked == asked
 
 
 def test_a_full_memory_refuses_and_loses_nothing(lively: Live, three: list[Backend]) -> None:
@@ -406,7 +529,7 @@ def test_a_full_memory_refuses_and_loses_nothing(lively: Live, three: list[Backe
     assert index
     admin = socket_of(lively)
     with pytest.raises(ReloadFailed, match="no memory"):
-        admin.take(index.live, index.routes | FILLER, index.routes)
+        admin.take(index.live, lines(index.routes, index.routes | FILLER), lambda: index.routes | FILLER)
     assert spread(lively, 5) == {"one": 5}
     lively.done("apps:deploy", "blog", three[1])
     assert spread(lively, 5) == {"two": 5}
@@ -431,7 +554,8 @@ def test_after_a_refusal_nobody_goes_by_half_of_it(lively: Live, three: list[Bac
     assert index
     admin = socket_of(lively)
     with pytest.raises(ReloadFailed):
-        admin.take("99-x", {"router_blog.web": f"round_robin 1 10 127.0.0.1|{three[1].port}|1|active"} | FILLER, index.routes)
+        too_many = {"router_blog.web": f"round_robin 1 10 127.0.0.1|{three[1].port}|1|active"} | FILLER
+        admin.take("99-x", lines(index.routes, too_many), lambda: too_many)
     assert admin.version() == "", "what it has now is no version"
     lively.done("apps:lock", "blog")
     assert spread(lively, 20) == {"one": 20}
@@ -439,7 +563,7 @@ def test_after_a_refusal_nobody_goes_by_half_of_it(lively: Live, three: list[Bac
 
 
 def test_many_addresses_are_asked_for(lively: Live) -> None:
-    assert socket_of(lively).in_flight(lively.workers(), [f"unix:/{'x' * 90}/{n}" for n in range(500)]) == 0
+    assert socket_of(lively).in_flight(lively.workers(), [f"unix:/{'x' * 90}/{n}" for n in range(500)]) == InFlight()
 
 
 def test_nobody_answers_is_not_nothing_under_way(lively: Live, slow: Slow, three: list[Backend]) -> None:

@@ -331,6 +331,8 @@ PROXY_VALUES: Mapping[str, Words] = {
     "mode": ("managed", "host", "Host"),
     "reload-command": ("true", "false", "true; false", "'", "no-such-command", "$(true)"),
     "updates": ("reload", "live"),
+    "draining-workers": ("0", "8", "-1", "99999999", "x"),
+    "worker-shutdown-timeout": ("1h", "10s", "0", "off", "1s;", "-1s"),
     "generations-keep": ("2", "10", "1", "0", "99999"),
     "allowed-ports": ("1-65535", "PORT0 PORT1", "9-1", "1-99999", "x", "1;"),
     "default-site": ("444", "404", "421", "https://a.test/", "http://a.test/$uri", "200", "https://a.test/;"),
@@ -474,6 +476,9 @@ APP_TOML = (
     'nginx.gzip = "on"',
     "nginx = 1",
     "[[nginx]]",
+    "[traffic]",
+    'canary = "30%"',
+    "canary = 3",
     '["nginx"]',
     "[nginx.deep]",
     'gzip = "on"',
@@ -641,6 +646,7 @@ _address = either(_bare_address, _bare_address, built("{}={}".format, _process, 
 _port = _of(PORT_ENTRIES, PORT_ENTRIES)
 _value = _of(VALUES, VALUES)
 _property = either(one([*PROPERTIES["nginx"]]), one([*PROPERTIES["nginx"], *refused()]), _garbage)
+_check = either(one(["path", "interval", "timeout", "rise", "fall", "status", "host"]), _garbage)
 _key = one(["--format=json", "--app", "--domains", "--stale", "--nonsense", "--a\nb", "--=", "--format=xml"])
 _number = one(["1", "2", "3", "7", "0", "-1", "99999", "1.5", "x", "9" * 5000, "٣", ""])
 _snippet_name = _of(("own", "a", "b"), ("own.conf", "../x", "a/b", ".hidden", "x" * 101))
@@ -666,6 +672,10 @@ _quick = _maybe(("--check-timeout", "nan"), ("--check-timeout", "-1"), ("--check
     lambda more: ("--check-timeout=0.05", *more)
 )
 _drained = _maybe(("--drain", "nan"), "--drain-strict", ("--drain", "-1"), ("--drain", "x")).map(lambda more: ("--drain=0.1", *more))
+_share = _of(("10%", "0", "100%", "2.5%"), ("101%", "-1%", "x", "1e3%", "10%;", "0.001%"))
+_gently = _maybe(
+    "--canary=10%", "--canary=x", "--canary=0%", "--promote", "--abort", ("--abort", "--reason=why\n"), "--batch=1", "--batch=0"
+)
 _flags = _maybe("--backup", "--down", "--weight=3", "--weight=0", "--weight=1;", ("--weight", "1001"), ("--backup", "--down"))
 _proxy_setting = one([(key, value) for key, values in PROXY_VALUES.items() for value in values])
 _plugin = _of(("hello", "scaler"), ("apps", "nginx"))
@@ -710,11 +720,18 @@ ARGUMENTS: Mapping[str, Some[Words]] = {
     "apps:urls": _one_app,
     "apps:lock": _words(_app, _some(_of(("sale",)), 0, 1)),
     "apps:unlock": _one_app,
-    "apps:deploy": _words(_app, _some(_address, 0, 3), _quick, _drained, _maybe("--create")),
+    "apps:deploy": _words(_app, _some(_address, 0, 3), _quick, _drained, _maybe("--create"), _gently),
     "apps:scale": _words(
         _app, _some(_of(("web=1", "web=0", "api=2"), ("web=-1", "web", "=1", "web=x", "web=1e9")), 1, 2), _quick, _drained
     ),
     "apps:retire": _words(_app, _some(_address, 1, 2), _drained),
+    "apps:traffic:set": _words(_app, _some(_share, 0, 1), _maybe("--max-errors=1%", "--max-errors=x")),
+    "apps:traffic:report": _words(_app_or_none),
+    "apps:checks:set": _words(
+        either(_app, _app, always("--global")), _maybe("--process=web", "--process=x y"), _check, _some(_value, 0, 1)
+    ),
+    "apps:checks:report": _words(_maybe(*APPS, "--global")),
+    "apps:checks:run": _words(_app, _maybe("--process=web", "--process=api", "--process=")),
     "apps:domains:add": _words(_app, _some(_domain, 1)),
     "apps:domains:remove": _words(_app, _some(_domain, 1)),
     "apps:domains:set": _words(_app, _some(_domain, 0)),
@@ -800,6 +817,8 @@ ARGUMENTS: Mapping[str, Some[Words]] = {
 #: Commands that are not drawn, and why.
 NOT_DRAWN: Mapping[str, str] = {
     "top": "it looks at what is asked of nginx until somebody ends it",
+    "selftest": "it takes its time, on a root of its own",
+    "selftest:instances": "a selftest starts it, and it runs until its stdin ends",
     "watch": "it runs until a signal ends it: test_handedits drives it",
 }
 #: Commands that start many processes or look at much; they are drawn less often than the others.
@@ -814,6 +833,7 @@ _DEAR = (
     "import",
     "setup",
     "trace",
+    "apps:checks:run",
     "proxy:start",
 )
 _OFTEN = (
@@ -872,7 +892,16 @@ NEVER_BARE = ("setup", "apps:deploy", "apps:scale", "generations:rollback", "plu
 
 _DOMAINS_FILE = _content((*DOMAINS, *DOMAINS, *BAD_DOMAINS, "# ours", "", "  b.test   # why", "a.test b.test"))
 _UPSTREAMS_FILE = _content(
-    (*ADDRESSES, *ADDRESSES, *BAD_ADDRESSES, "api 10.0.0.1:80", "10.0.0.2:80 weight=2 backup", "10.0.0.3:80 down", "10.0.0.1:80 weight=0")
+    (
+        *ADDRESSES,
+        *ADDRESSES,
+        *BAD_ADDRESSES,
+        "api 10.0.0.1:80",
+        "10.0.0.2:80 weight=2 backup",
+        "10.0.0.3:80 down",
+        "10.0.0.1:80 weight=0",
+        "10.0.0.4:80 canary",
+    )
 )
 _FILES: Mapping[str, Some[bytes]] = {
     "DOMAINS": _DOMAINS_FILE,

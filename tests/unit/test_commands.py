@@ -151,8 +151,8 @@ def test_report_has_the_promised_keys(run: Run) -> None:
         "domains": ["blog.io"],
         "urls": ["http://blog.io:8080"],
         "endpoints": [
-            {"process": "web", "address": "10.0.0.3:5000", "weight": 2, "state": "active"},
-            {"process": "api", "address": "10.0.0.4:5000", "weight": 2, "state": "active"},
+            {"process": "web", "address": "10.0.0.3:5000", "weight": 2, "state": "active", "problem": None, "canary": False},
+            {"process": "api", "address": "10.0.0.4:5000", "weight": 2, "state": "active", "problem": None, "canary": False},
         ],
         "processes": {"api": 1, "web": 1},
         "generation": 2,
@@ -160,13 +160,15 @@ def test_report_has_the_promised_keys(run: Run) -> None:
         "stale": False,
         "problem": None,
         "locked": None,
+        "canary": None,
+        "aborted": None,
     }
     assert run("apps:report", "--format", "json").json() == [report]
     assert run("upstreams:report", "blog.io", "--format", "json").json() == {
         "app": "blog.io",
         "upstreams": {
-            "api": [{"address": "10.0.0.4:5000", "weight": 2, "backup": False, "state": "active"}],
-            "web": [{"address": "10.0.0.3:5000", "weight": 2, "backup": False, "state": "active"}],
+            "api": [{"address": "10.0.0.4:5000", "weight": 2, "backup": False, "state": "active", "problem": None, "canary": False}],
+            "web": [{"address": "10.0.0.3:5000", "weight": 2, "backup": False, "state": "active", "problem": None, "canary": False}],
         },
     }
 

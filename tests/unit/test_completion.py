@@ -101,7 +101,7 @@ def test_the_keys_of_a_report_are_those_that_it_prints(run: Run, router_root: Pa
     reports = [command for command in commands.values() if "--KEY" in command.usage]
     assert {"status", "apps:report", "plugins:list"} <= {command.name for command in reports}
     for command in reports:
-        words = {"trace": ["blog.localhost"], "top": ["--once"]}.get(command.name, [])
+        words = {"trace": ["blog.localhost"], "top": ["--once"], "apps:checks:run": ["blog"]}.get(command.name, [])
         got = run(command.name, *words, "--no-such-key")
         assert (got.code, got.out) == (2, ""), command.name
         printed = set(got.talk[-1].partition("there are: ")[2].split())
@@ -183,7 +183,7 @@ def bash(environment: dict[str, str], *words: str, line: str = "") -> list[str]:
 def test_bash_takes_colons_for_breaks_and_still_completes(environment: dict[str, str]) -> None:
     assert bash(environment, "router", "ap") == ["apps:"]
     assert bash(environment, "router", "apps", ":", "rep", line="router apps:rep") == ["report"]
-    assert bash(environment, "router", "apps", ":", line="router apps:")[:2] == ["clone", "create"]
+    assert bash(environment, "router", "apps", ":", line="router apps:")[:3] == ["checks:", "clone", "create"]
     assert bash(environment, "router", "apps", ":", "report", "b", line="router apps:report b") == ["blog"]
     assert bash(environment, "router", "apps", ":", "report", "--format", "=", "j", line="router apps:report --format=j") == ["json"]
     assert bash(environment, "router", "apps", ":", "report", "--f", line="router apps:report --f") == ["--format"]

@@ -234,3 +234,26 @@ def test_ports_and_ranges() -> None:
 def test_an_app_has_so_many_domains_and_no_more() -> None:
     with pytest.raises(UsageProblem, match=rf"apps/blog/DOMAINS:{MOST_DOMAINS + 1}: an app has at most"):
         parse_app("blog", {"DOMAINS": "".join(f"d{n}.test\n" for n in range(MOST_DOMAINS + 1))})
+
+
+# canaries
+
+
+def test_a_canary_in_a_template_leads_to_the_apps_own_upstreams_alone() -> None:
+    texts = {**TEXTS, "UPSTREAMS": "10.0.0.3:80\n10.0.0.9:80 canary\n", "app.toml": '[traffic]\ncanary = "10%"\n'}
+    app = parse_app("blog", texts, ("traffic",))
+    renderer = Renderer(Path("/srv/router"), Globals(), HostFacts())
+    own = Own.of(renderer.values(app, Facts(), ()), [])
+    vhost = renderer.vhost(app, Facts(), ())
+    confine("nginx.conf.j2", vhost, own, is_template=True)
+    (variable,) = own.splits
+    for was, instead in (
+        ("10% router_canary_blog.web", "10% router_shop.web"),
+        (f"split_clients $router_client {variable} {{", f"map $host {variable} {{"),
+        (f"split_clients $router_client {variable} {{", "split_clients $router_client $router_peer_all {"),
+        (f"http://{variable}", "http://$router_canary_000000000000"),
+        (f"http://{variable}", f"http://{variable}x"),
+    ):
+        assert was in vhost
+        with pytest.raises(NginxRejected):
+            confine("nginx.conf.j2", vhost.replace(was, instead), own, is_template=True)

@@ -24,6 +24,7 @@ from nginx_router.errors import Busy, ChecksFailed, Conflict, NotDrained, NotFou
 from nginx_router.events import Event, reduce
 from nginx_router.generations import Generations
 from nginx_router.model import Globals, parse_app, parse_globals
+from nginx_router.plugins import Plugins
 from nginx_router.settings import Paths
 from nginx_router.store import Store
 
@@ -92,8 +93,11 @@ class FakeRouter:
     def index(self) -> None:
         return None
 
+    def tables(self) -> dict[str, Any]:
+        return {}
+
     def plane(self) -> Any:
-        return SimpleNamespace(master=lambda: None, workers=list, in_flight=lambda addresses: 0)
+        return SimpleNamespace(master=lambda: None, workers=list, in_flight=lambda addresses: {})
 
     def journalled(self, event: Event) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -183,7 +187,7 @@ def answered(call: Callable[[Callable[[Handover], None]], None]) -> Handover:
 @pytest.fixture
 def never_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old workers hold two connections for ever."""
-    monkeypatch.setattr(drain, "still_held", lambda *_: 2)
+    monkeypatch.setattr(drain, "held", lambda *_: {1: 2})
 
 
 # deploy
@@ -202,8 +206,10 @@ def test_new_instances_take_over_and_the_old_ones_are_told(router: Any, listenin
         "retired": ["10.0.0.1:80"],
         "forced": 0,
         "closed_connections": 3,
+        "websockets": 0,
         "seconds": 0,
         "still_running": ["10.0.0.1:80"],
+        "canary": None,
     }
     assert router.plugins.of("endpoints-retired") == [
         {"app": "blog", "action": "retire", "command": "as typed", "endpoints": ["10.0.0.1:80"]}
@@ -254,6 +260,16 @@ def test_a_refusal_comes_before_the_checks(router: Any, free_port: Callable[[], 
     assert router.said == []
 
 
+def test_while_a_canary_is_under_way_neither_a_deploy_nor_a_scale_begins(router: Any) -> None:
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80 canary\n")
+    router.plugins.hooks["scale"] = lambda event: "10.0.0.3:80\n"
+    for begin in (lambda: deploy(router, "10.0.0.3:80"), lambda: scale(router, "web=2")):
+        with pytest.raises(Conflict, match="canary under way"):
+            begin()
+    assert router.steps == [], "no gate, no check, no runner was asked"
+    assert router.plugins.of("scale") == []
+
+
 def test_a_locked_app_refuses_before_all_else_with_its_reason(router: Any) -> None:
     an_app(router, toml='locked = "moving its database"\n')
     with pytest.raises(Conflict, match="moving its database"):
@@ -278,10 +294,31 @@ def test_create_makes_the_app_with_its_first_domains(router: Any, listening: Cal
 
 def test_the_check_asks_for_the_first_exact_domain(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(engine.checks, "run", lambda *args: asked.append(args))
+    monkeypatch.setattr(engine.checks, "run_each", lambda *args: asked.append(args))
     an_app(router)
     deploy(router, "10.0.0.1:80", check="/up", check_timeout=7)
-    assert (asked[0][2].path, asked[0][2].host, asked[0][2].timeout) == ("/up", "blog.example.com", 7)
+    (check,) = asked[0][1].values()
+    assert (check.path, check.host, check.timeout, check.statuses) == ("/up", "blog.example.com", 7, ((200, 399),))
+
+
+def test_the_check_is_as_the_files_say_and_the_commands_own_word_counts_first(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(engine.checks, "run_each", lambda *args: asked.append(args[1]))
+    keys = Plugins(router.paths, router.said.append, dict).tables()
+    monkeypatch.setattr(router, "tables", lambda: keys)
+    monkeypatch.setattr(router, "app", lambda name: parse_app(name, router.store.texts(name) or {}, keys))
+    monkeypatch.setattr(router, "parse", lambda name, texts: parse_app(name, texts, keys))
+    directory = an_app(router)
+    (directory / "app.toml").write_text('[checks]\npath = "/up"\nstatus = 204\ntimeout = 2\n[checks.api]\npath = "off"\nhost = "a.io"\n')
+    deploy(router, "10.0.0.1:80", "api=10.0.0.2:80")
+    web, api = asked[0].values()
+    assert (web.path, web.host, web.each, web.statuses) == ("/up", "blog.example.com", 2, ((204, 204),))
+    assert (api.path, api.host, api.each) == (None, "a.io", 2)
+    deploy(router, "10.0.0.3:80", "api=10.0.0.4:80", check="/own")
+    assert [(check.path, check.host, check.each, check.statuses) for check in asked[1].values()] == [
+        ("/own", "blog.example.com", None, ((200, 399),)),
+        ("/own", "a.io", None, ((200, 399),)),
+    ]
 
 
 def test_endpoints_that_were_changed_during_the_checks_are_a_conflict(router: Any, listening: Callable[[], str]) -> None:
@@ -533,7 +570,7 @@ def test_not_drained_the_lines_stay_and_a_second_call_goes_on(router: Any, monke
     with pytest.raises(NotDrained, match=r"^draining as generation 42, not drained"):
         retire(router, "10.0.0.1:80", drain=0, strict=True)
     assert upstreams(router) == "10.0.0.1:80 drain\n"
-    monkeypatch.setattr(drain, "still_held", lambda *_: 0)
+    monkeypatch.setattr(drain, "held", lambda *_: {})
     assert retire(router, "10.0.0.1:80").retired == ("10.0.0.1:80",)
     assert upstreams(router) == ""
 

@@ -66,6 +66,14 @@ def test_lines_that_the_distributions_nginx_conf_lacks_are_named(host: Callable[
     assert not bad(doctor_nginx.main_lines(host("worker_shutdown_timeout 1h;\nworker_rlimit_nofile 9999;"), units))
 
 
+def test_a_shutdown_timeout_that_is_the_hosts_to_set_is_shown_as_its_line(host: Callable[..., Look], tmp_path: Path) -> None:
+    look = host()
+    with (look.paths.root / "router.toml").open("a") as file:
+        file.write('worker-shutdown-timeout = "8h"\n')
+    found = bad(doctor_nginx.main_lines(look, (tmp_path / "nginx.service.d",)))
+    assert "worker-shutdown-timeout is 8h" in found[0].what and "`worker_shutdown_timeout 8h;` at the top" in found[0].fix
+
+
 def test_a_unix_listener_needs_a_drop_in_that_removes_it(host: Callable[..., Look], tmp_path: Path) -> None:
     units = (tmp_path / "nginx.service.d",)
     lines = "worker_shutdown_timeout 1h;\nworker_rlimit_nofile 9999;"

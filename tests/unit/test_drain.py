@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nginx_router import drain
+from nginx_router.live import InFlight
 from nginx_router.names import address
 from nginx_router.sockets import Socket
 
@@ -48,11 +49,41 @@ def test_targets_are_spelled_as_the_kernels_tables_are() -> None:
 
 def test_one_look_that_finds_nothing_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([2, 0, 1, 0, 0, 7])
-    monkeypatch.setattr(drain, "still_held", lambda *_: next(looks))
+    monkeypatch.setattr(drain, "held", lambda *_: {1: next(looks)})
     assert drain.wait([(1, 1)], frozenset(), PORTS, 5) == drain.Drained(0)
     assert next(looks) == 7
 
 
 def test_giving_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain, "still_held", lambda *_: 3)
+    monkeypatch.setattr(drain, "held", lambda *_: {1: 3})
     assert drain.wait([(1, 1)], frozenset(), PORTS, 5, given_up=lambda: True) == drain.Drained(3, given_up=True)
+
+
+@pytest.mark.parametrize(
+    ("held", "counted", "expected"),
+    [
+        ({}, {}, InFlight()),
+        ({1: 2}, {}, InFlight(2)),
+        ({1: 1}, {1: InFlight(websockets=1)}, InFlight(0, 1)),  # the same one, seen twice
+        ({1: 3}, {1: InFlight(1, 1)}, InFlight(2, 1)),  # one that is not counted
+        ({1: 1}, {1: InFlight(2, 1)}, InFlight(2, 1)),
+        ({1: 1}, {2: InFlight(websockets=1)}, InFlight(1, 1)),  # one worker's websocket is not another's request
+        ({}, {0: InFlight(1)}, InFlight(1)),
+    ],
+)
+def test_what_a_worker_holds_and_what_it_counts_is_the_same_for_the_most_part(
+    held: dict[int, int], counted: dict[int, InFlight], expected: InFlight
+) -> None:
+    assert drain.left_of(held, counted) == expected
+
+
+def test_websockets_that_are_not_waited_for_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([InFlight(1, 2), InFlight(0, 2), InFlight(0, 2)])
+    monkeypatch.setattr(drain, "held", lambda *_: {})
+    found = drain.wait([], frozenset(), PORTS, 5, in_flight=lambda: {1: next(looks)}, waits_for_websockets=False)
+    assert found == drain.Drained(2, websockets=2) and found.requests == 0
+
+
+def test_websockets_are_waited_for_like_requests_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "held", lambda *_: {})
+    assert drain.wait([], frozenset(), PORTS, 0.1, in_flight=lambda: {1: InFlight(0, 2)}) == drain.Drained(2, websockets=2)

@@ -38,7 +38,7 @@ class Cases(Paths):
 
 
 def app_of(case: str) -> App:
-    return parse_app(case, Store(Cases(GOLDEN.parent)).texts(case) or {})
+    return parse_app(case, Store(Cases(GOLDEN.parent)).texts(case) or {}, ("traffic",))
 
 
 def objects_of(app: App) -> dict[str, str]:
@@ -90,5 +90,5 @@ def test_nginx_takes_each(case: str, router_root: Path) -> None:
 
 
 def test_nginx_takes_all_of_them_together(router_root: Path) -> None:
-    assert len(CASES) == 12
+    assert len(CASES) == 13
     judged(router_root, CASES)

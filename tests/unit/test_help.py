@@ -64,7 +64,7 @@ def test_a_noun_shows_its_commands_with_their_arguments_by_either_name(run: Run)
     assert long.out == short.out
     assert long.lines[:2] == ["router apps:domains:add APP DOMAIN...", "    Add domains to an app"]
     assert run("help", "apps:").out == run("help", "apps").out
-    assert re.search(r"^more: .*apps:domains .*apps:upstreams", run("help", "apps").out, re.M)
+    assert re.search(r"^more: .*apps:domains .*apps:upstreams", run("help", "apps").out, re.M | re.S)
 
 
 def test_help_of_a_command_is_its_help_option(run: Run, router: Router) -> None:
@@ -185,7 +185,8 @@ def test_a_report_wraps_values_below_themselves(wide: Path, columns: int, plain:
         assert [line for line in lines if len(line) > columns] == [], words
     lines = on_terminal(wide, "apps:report", columns=columns, **plain)
     keys = [line.split()[0] for line in lines if line[:1].strip()]
-    assert keys == ["app", "domains", "urls", "endpoints", "processes", "generation", "serving", "stale", "problem", "locked"]
+    state = ["generation", "serving", "stale", "problem", "locked", "canary", "aborted"]
+    assert keys == ["app", "domains", "urls", "endpoints", "processes", *state]
     column = len("generation") + 2
     assert all(line[:column].strip() == "" for line in lines if not line[:1].strip())
     # nothing is lost: what was folded can be put together again

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nginx_router.confinement import Directive, parse
 from nginx_router.errors import UsageProblem
+from nginx_router.keys import of_property
 from nginx_router.kinds import KINDS
 from nginx_router.model import App, Facts, Globals, HostFacts, parse_app
 from nginx_router.names import address, app_name, domain, endpoint_line, port_entry, process_name
 from nginx_router.properties import PROPERTIES
-from nginx_router.render import Include, Renderer
+from nginx_router.render import Include, Renderer, quoted
+from nginx_router.resources import shipped
 
 ROOT = Path("/srv/router")
 TEXTS = {"DOMAINS": "blog.example.com\n", "UPSTREAMS": "10.0.0.3:80\nweb.lan:80\n"}
@@ -155,15 +159,34 @@ def test_the_names_of_files_and_plugins_end_no_comment() -> None:
         assert shape(renderer.vhost(app, facts, [Include("/a", f"nginx.conf.d/{payload}.conf")])) == plain
 
 
+def keys_of_plugins() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for file in sorted(shipped("plugins").glob("*/plugin.toml")):
+        for name, row in tomllib.loads(file.read_text())["plugin"].get("properties", {}).items():
+            yield f"{file.parent.name}.{name}", row
+
+
+@pytest.mark.parametrize(("name", "row"), [pytest.param(*each, id=each[0]) for each in keys_of_plugins()])
+def test_no_value_of_a_plugins_key_is_more_than_a_value(name: str, row: Mapping[str, Any]) -> None:
+    """As it stands in a server block, where the row has a directive."""
+    key = of_property(name.partition(".")[2], row)
+    valid = {"host": "a.example.com", "url-path": "/health"}.get(row["type"], str(row["default"]))
+    assert shape(f"gzip {quoted(key.accept(valid))};\n") == ["gzip"]
+    for payload in HOSTILE:
+        for value in (payload, f"{valid}{payload}", f"{payload}{valid}", f"{valid} {payload}", f"$status{payload}"):
+            try:
+                text = f"gzip {quoted(key.accept(value))};\n"
+            except (UsageProblem, ValueError):
+                continue
+            (directive,) = parse(text)
+            assert directive.name == "gzip" and len(directive.args) == 1, (name, value)
+            assert "$" not in text, "nginx reads a variable in quotes too"
+
+
 def test_every_kind_of_value_was_tried() -> None:
-    import tomllib
-
-    from nginx_router.resources import shipped
-
     used = {
         row["type"]
         for file in shipped("plugins").glob("*/properties.toml")
         for row in tomllib.loads(file.read_text()).values()
         if "refused" not in row
     }
-    assert used == {*KINDS}
+    assert used | {row["type"] for _, row in keys_of_plugins()} == {*KINDS}

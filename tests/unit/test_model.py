@@ -75,7 +75,7 @@ def test_an_empty_directory_is_an_app() -> None:
         ("app.toml", "[count]\nweb = true\n", "apps/blog/app.toml:2: the count of web"),
         ("app.toml", "[count]\n5 = 1\n", "apps/blog/app.toml:2: '5' is not a process name"),
         ("app.toml", "[nginx]\n\nproxy-keepalve = 3\n", "apps/blog/app.toml:3: unknown nginx property 'proxy-keepalve'; did you mean"),
-        ("app.toml", "[nginx]\nproxy-keepalive = 1.5\n", "apps/blog/app.toml:2: proxy-keepalive: float is not a number"),
+        ("app.toml", "[nginx]\nproxy-keepalive = 1.5\n", "apps/blog/app.toml:2: proxy-keepalive '1.5' is not a number"),
         ("app.toml", "nginx = []\n", "apps/blog/app.toml:1: nginx is a table"),
         ("app.toml", "\n# caf\udce9\n", "apps/blog/app.toml:2: not UTF-8"),
     ],

@@ -143,7 +143,7 @@ def test_an_app_is_served_on_the_addresses_it_chose_among_the_hosts() -> None:
 
 def test_the_way_of_choosing_knows_backups_or_says_that_it_does_not() -> None:
     upstreams = "10.0.0.3:80\n10.0.0.4:80 backup\n"
-    for method in ("ip_hash", "random two"):
+    for method in ("ip_hash", "random two", "cookie"):
         with pytest.raises(UsageProblem) as refused:
             vhost(app_of(UPSTREAMS=upstreams, toml=nginx_toml(load_balancing=method)))
         assert f"load-balancing {method} knows no backups, and 10.0.0.4:80 is one" in refused.value.message
@@ -151,6 +151,17 @@ def test_the_way_of_choosing_knows_backups_or_says_that_it_does_not() -> None:
     made = vhost(app_of(UPSTREAMS=upstreams, toml=nginx_toml(load_balancing="least_conn")))
     block = made.partition("upstream")[2]
     assert block.index("zone ") < block.index("least_conn;") < block.index("server ") < block.index("keepalive ")
+
+
+def test_clients_that_stay_have_a_mark_and_a_ring_that_is_fine_enough() -> None:
+    made = vhost(app_of(UPSTREAMS="10.0.0.3:80\n10.0.0.4:80 weight=3\n", toml=nginx_toml(load_balancing="cookie")))
+    assert "    hash $router_client consistent;" in made
+    assert "    server 10.0.0.3:80 weight=8;" in made and "    server 10.0.0.4:80 weight=24;" in made
+    assert "    add_header Set-Cookie $router_client_cookie always;" in made
+    assert "Set-Cookie" not in vhost(app_of(UPSTREAMS="10.0.0.3:80\n"))
+    with pytest.raises(UsageProblem) as refused:
+        vhost(app_of(UPSTREAMS="".join(f"10.0.0.{n}:80 weight=1000\n" for n in (1, 2, 3)), toml=nginx_toml(load_balancing="cookie")))
+    assert "weights up to 2000 in all, and these are 3000" in refused.value.message
 
 
 def test_apps_behind_the_hosts_proxies_share_its_variables() -> None:

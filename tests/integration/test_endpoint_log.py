@@ -1,0 +1,197 @@
+"""`updates live`: endpoint changes make no generation, survive whatever a generation survives, and are folded into the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nginx_router import endpointlog
+from nginx_router.controller import Request, Router
+from nginx_router.events import Event
+from nginx_router.faults import STEPS
+from nginx_router.generations import objects_in
+from nginx_router.processes import is_alive
+
+from .conftest import until
+from .test_power_cut import ALL, comes_back, cut_power
+from .test_updates import HOST, lively, spread, three
+
+if TYPE_CHECKING:
+    from .conftest import Backend, Live
+
+__all__ = ["lively", "three"]
+
+COMMIT = STEPS.index("committed")
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def blog(lively: Live, three: list[Backend]) -> Live:
+    """One app, at the first instance."""
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    return lively
+
+
+def log_of(live: Live) -> bytes:
+    number = live.generations.current_number()
+    assert number
+    return live.generations.log_path(number).read_bytes()
+
+
+def sound(live: Live, body: str) -> None:
+    """What is served, what is kept and what the directories say is one thing."""
+    assert spread(live, 4) == {body: 4}
+    live.is_consistent()
+    live.serves_current()
+
+
+def test_endpoint_changes_make_no_generation_and_go_into_the_next(blog: Live, three: list[Backend]) -> None:
+    before = blog.generations.numbers()
+    objects = {path.name for path in blog.paths.objects.iterdir()}
+    for old, new in ((0, 1), (1, 2), (2, 1)):
+        result = blog.done("apps:deploy", "blog", three[new], "--format", "json")
+        assert (result.json["generation"], result.json["kind"], result.json["retired"]) == (before[-1], "endpoints", [str(three[old])])
+    assert blog.generations.numbers() == before
+    assert {path.name for path in blog.paths.objects.iterdir()} == objects, "no object either"
+    assert log_of(blog).count(b"\nend ") == 3
+    sound(blog, "two")
+    blog.done("apps:domains:add", "blog", "www.blog.test")
+    assert blog.generations.numbers() == [*before, before[-1] + 1]
+    assert log_of(blog).count(b"\n") == 1, "the next generation begins with an empty log"
+    index = blog.generations.current()
+    assert index and objects_in(index) <= {path.name for path in blog.paths.objects.iterdir()}
+    sound(blog, "two")
+    told = blog.done("generations:rollback", before[-1], "--all", "--endpoints").err
+    assert "Traceback" not in told
+    sound(blog, "two")
+
+
+def test_what_changes_no_endpoint_is_a_generation(blog: Live, three: list[Backend]) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    number = blog.generations.current_number()
+    blog.done("apps:lock", "blog")
+    assert blog.generations.current_number() == (number or 0) + 1
+    sound(blog, "two")
+    blog.done("apps:unlock", "blog")
+    blog.done("apps:deploy", "blog", three[2])
+    sound(blog, "three")
+
+
+@pytest.mark.parametrize("again", [("apps:domains:add", "blog", "www.blog.test"), ("proxy:reload",), ("apps:upstreams:add", "blog")])
+def test_a_deploy_killed_at_any_step_leaves_old_or_new(blog: Live, three: list[Backend], again: tuple[str, ...]) -> None:
+    names, now = ["one", "two", "three"], 0
+    for number, step in enumerate(STEPS):
+        if step == "validated" and again[0] != "proxy:reload":
+            continue  # once is enough where nothing is validated
+        new = (now + 1) % 3
+        lines = len(blog.journal())
+        result = blog("apps:deploy", "blog", three[new], ROUTER_KILL_AT=step)
+        assert result.code == -signal.SIGKILL, f"{step} was not passed: {result}"
+        blog.done("status", "--quiet") if number < COMMIT else blog("status")
+        words = [*again, three[now if number < COMMIT else new]] if again[0].endswith(":add") and "upstreams" in again[0] else again
+        blog.done(*words)
+        now = new if number >= COMMIT else now
+        sound(blog, names[now])
+        made = [line for line in blog.journal()[lines:] if line["command"].startswith("apps:deploy")]
+        assert len(made) == (number >= COMMIT), f"{step}: a change that was made has one line"
+        assert all(line["kind"] == "endpoints" and line["reloads"] == 0 for line in made)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kept", ["ALL", "NAMES"], ids=["only what was synced", "all names"])
+def test_a_power_cut_at_each_step_of_a_deploy_leaves_old_or_new(blog: Live, three: list[Backend], kept: str) -> None:
+    names, now = ["one", "two", "three"], 0
+    for step in ALL:
+        new = (now + 1) % 3
+        cut_power(blog, step, kept, "apps:deploy", "blog", str(three[new]))
+        comes_back(blog)
+        now = new if ALL.index(step) >= COMMIT else now
+        sound(blog, names[now])
+        assert blog.done("doctor", "--quiet").out == "", step
+
+
+def test_all_killed_the_log_is_what_nginx_starts_with(blog: Live, three: list[Backend]) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    blog.done("apps:deploy", "blog", three[2])
+    ending = blog.processes()
+    for pid in ending:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(is_alive, ending)))
+    (blog.paths.run / "live" / "admin.sock").unlink(missing_ok=True)
+    blog.done("proxy:start")
+    sound(blog, "three")
+    assert blog.generations.current().live.encode() in log_of(blog)  # type: ignore[union-attr]  # it is there
+
+
+def test_nginx_makes_nothing_of_a_change_that_was_cut(blog: Live, three: list[Backend]) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    kept = len(log_of(blog))
+    blog.done("apps:deploy", "blog", three[2])
+    blog.done("proxy:stop")
+    path = blog.generations.log_path(blog.generations.current_number() or 0)
+    path.write_bytes(path.read_bytes()[: kept + 200])
+    assert blog.master is None
+    blog.done("proxy:start")
+    assert spread(blog, 4) == {"two": 4}
+
+
+@pytest.mark.parametrize("damage", ["lost", "garbled", "of another"])
+def test_where_the_log_is_lost_the_directories_say_where_requests_go(blog: Live, three: list[Backend], damage: str) -> None:
+    blog.app("shop", ["shop.test"], [three[2]])
+    blog.done("reconcile")
+    for number in (1, 2, 1):
+        blog.done("apps:deploy", "blog", three[number])
+    path = blog.generations.log_path(blog.generations.current_number() or 0)
+    data = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(data.replace(b"route", b"r\0ute", 1) if damage == "garbled" else b"of 9-9\n" + data.partition(b"\n")[2])
+    assert "endpoints.log is lost or was changed" in blog("doctor").out
+    assert spread(blog, 4) == {"two": 4}, "nginx has them in its memory"
+    result = blog.done("domains:add", "shop", "www.shop.test")
+    assert "endpoints.log" in result.err and "taking up 2 app directories" in result.err
+    assert blog.get("www.shop.test").body == "three"
+    sound(blog, "two")
+
+
+def test_a_change_that_nginx_does_not_take_is_cut_off_again(blog: Live, three: list[Backend]) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    before = log_of(blog)
+    admin, aside = blog.paths.run / "live", blog.paths.run / "aside"
+    admin.rename(aside)
+    result = blog("apps:deploy", "blog", three[2])
+    assert result.code == 9, result
+    assert log_of(blog) == before
+    aside.rename(admin)
+    sound(blog, "two")
+
+
+def test_a_long_log_ends_in_a_generation_without_a_reload(blog: Live, three: list[Backend], monkeypatch: pytest.MonkeyPatch) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    monkeypatch.setattr(endpointlog, "LONGEST", len(log_of(blog)))
+    number = blog.generations.current_number()
+    router = Router(blog.paths, Request(command="a test's"))
+    outcome = router.change([Event("upstreams", "blog", {"verb": "set", "endpoints": [f"web {three[2]}"]})])[0]
+    assert (outcome.kind, outcome.reloads, outcome.generation) == ("endpoints", 0, (number or 0) + 1)
+    assert log_of(blog).count(b"\n") == 1
+    sound(blog, "three")
+
+
+def test_who_asked_together_is_told_together(blog: Live, three: list[Backend], backend: Callable[[str], Backend]) -> None:
+    blog.app("shop", ["shop.test"], [three[2]])
+    blog.done("reconcile")
+    with blog.locked():
+        running = [blog.begin("apps:deploy", "blog", three[1]), blog.begin("apps:deploy", "shop", three[0])]
+        until(lambda: blog.queued() == 2, what="both wait")
+    assert [each.wait().code for each in running] == [0, 0]
+    assert log_of(blog).count(b"\nend ") == 1 and blog.get("shop.test").body == "one"
+    assert len(json.loads(log_of(blog).split(b"\nby ")[1].split(b"\n")[0])["submissions"]) == 2
+    sound(blog, "two")

@@ -1,0 +1,39 @@
+"""Whose doing it is that nginx keeps the old configuration."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nginx_router import proof
+from nginx_router.errors import ReloadFailed
+
+
+@dataclass
+class Said:
+    """An error log with one line."""
+
+    words: str
+    path: Path = Path("/log")
+
+    def messages(self, _: int) -> list[str]:
+        return [self.words]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_of_the_configuration"),
+    [
+        ('[emerg] open() "/r/log/app994-access.log" failed (24: Too many open files)', False),
+        ("[emerg] mmap(MAP_ANON|MAP_SHARED, 16777216) failed (12: Cannot allocate memory)", False),
+        ('[emerg] open() "/r/log/blog-access.log" failed (28: No space left on device)', False),
+        ('[emerg] host not found in upstream "x" in /r/objects/00:12', True),
+        ('[emerg] invalid value "24" in /r/objects/00:24', True),
+    ],
+)
+def test_what_the_host_ran_out_of_is_no_apps_doing(words: str, is_of_the_configuration: bool) -> None:
+    with pytest.raises(ReloadFailed) as why:
+        proof.prove(os.getpid(), [], lambda: False, Said(words), minds_conflicts=True)  # type: ignore[arg-type]
+    assert words in why.value.message and why.value.is_of_the_configuration == is_of_the_configuration
