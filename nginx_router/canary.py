@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import canaries
+from . import balancing, canaries
 from .canaries import ABORT, BEGIN, PROMOTE
 from .deploy import Options, Show, Signals, Wanted, check_new, swap_and_wait, takeover, tell_retired, turn
 from .errors import Conflict
 from .events import Event
 from .files import FileLock
-from .model import UPSTREAMS
+from .model import UPSTREAMS, parse_app
 from .upstreams import endpoint_lines
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def begin(router: Router, app: str, wanted: Wanted, share: str, options: Options
         swap = swap_and_wait(router, event, "deployed", options, signals)
         if not router.request.dry_run and not FileLock(router.paths.run / "watch.lock").is_held():
             router.request.say("note: no `router watch` runs, so that nobody aborts the canary by itself")
+        if not router.request.dry_run and (why := _why_nobody_comes(router, app)):
+            router.request.say(f"note: no client gets the canary: {why}")
         show(replace(swap.handover(app, began, retired=(), still_running=()), canary=share))
 
 
@@ -81,6 +83,24 @@ def _end(router: Router, app: str, verb: str, options: Options, show: Show, reas
         swap = swap_and_wait(router, event, "promoted" if verb == PROMOTE else "aborted", options, signals)
         tell_retired(router, app, swap.retired)
         show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+
+
+def _why_nobody_comes(router: Router, name: str) -> str | None:
+    """Why what is served sends no client to the canaries of an app, whatever their share; None: it does."""
+    index = router.index()
+    entry = index.apps.get(name) if index else None
+    if entry is None or not entry.canary:
+        return None  # it is not served: who stopped nginx knows
+    texts, facts = router.generations.app_state(entry)
+    app = parse_app(name, texts, router.tables())
+    if not app.served_domains:
+        return f"app {name} has no domain"
+    splits = [each for p in app.processes if (each := balancing.split(app, p, facts))]
+    vhost = router.generations.object(entry.vhost).decode(errors="replace") if entry.vhost else ""
+    # where there are routes the vhost says nothing of it; else it names what parts the clients where that is made, and where it is used
+    if entry.routes or not splits or any(vhost.count(each["variable"]) > 1 for each in splits):
+        return None
+    return f"no server block of app {name} parts its clients"
 
 
 def _ending(router: Router, app: str, verb: str, reason: str) -> Event:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import signal
 import threading
 import time
@@ -55,6 +56,17 @@ class Options:
             raise UsageProblem(f"--drain {self.drain:g} is not a number of seconds")
         if self.websockets not in ("keep", "close"):
             raise UsageProblem(f"--websockets {shown(self.websockets)} is neither keep nor close")
+
+    def words(self) -> str:
+        """What a command says for them, a space before each; nothing for what is so without a word."""
+        usual = Options()
+        given = {
+            "check": self.check and shlex.quote(self.check),
+            "check-timeout": f"{self.check_timeout:g}" if self.check_timeout != usual.check_timeout else None,
+            "drain": f"{self.drain:g}" if self.drain != usual.drain else None,
+            "websockets": self.websockets if self.websockets != usual.websockets else None,
+        }
+        return "".join(f" --{word} {value}" for word, value in given.items() if value is not None) + " --drain-strict" * self.strict
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .remaking import remake
 _OLD = 60.0
 
 #: What is wrong with a generation whose files can be read.
+_PROGRAM = "live.lua"
 _CHANGED = "it is not what its digest says"
 
 
@@ -79,7 +80,7 @@ def unnamed(look: Look) -> Iterator[Finding]:
 
 
 def rewrite(look: Look) -> str:
-    """Write router.conf and nginx.conf of the current generation again: its digest proves that they are what they were.
+    """Write what nginx reads of the current generation again: its digest proves that it is what it was.
 
     Raises:
         StateCorrupt: they would be others.
@@ -89,7 +90,7 @@ def rewrite(look: Look) -> str:
         index = look.router.index()
         assert index is not None
         made = look.router.rehearsal().stage_files(index)
-        files = {name: text for name, text in made.items() if name in ("router.conf", "nginx.conf")}
+        files = {name: text for name, text in made.items() if name in ("router.conf", "nginx.conf", _PROGRAM)}
         state = (kept.directory(index.number) / "state.json").read_bytes()
         if hashlib.sha256(files["router.conf"].encode(errors="surrogateescape") + state).hexdigest() != kept.manifest(index.number).digest:
             raise StateCorrupt(
@@ -110,7 +111,7 @@ def newest_good(kept: Generations) -> int | None:
     """The newest generation of which nothing is missing or changed."""
     for number in reversed(kept.numbers()):
         with contextlib.suppress(RouterError):
-            if _is_whole(kept, number) and all(kept.object(sha) is not None for sha in objects_in(kept.index(number))):
+            if _is_whole(kept, number) and all(kept.object(sha) is not None for sha in kept.named(number)):
                 return number
     return None
 
@@ -189,6 +190,8 @@ def _wrong_with(kept: Generations, number: int) -> str:
     except OSError as why:
         return f"router.conf: {why.strerror}"
     is_it = manifest.generation == index.number == number and hashlib.sha256(both).hexdigest() == manifest.digest
+    if is_it and index.live and not (directory / _PROGRAM).is_file() and kept.paths.current.resolve() == directory.resolve():
+        return f"{_PROGRAM} is gone"  # nginx starts without it, and answers 500; router.conf names its digest
     return "" if is_it else _CHANGED
 
 
@@ -199,7 +202,7 @@ def _unnamed(look: Look) -> list[str]:
     named: set[str] = set()
     for number in kept.numbers():
         try:
-            named |= objects_in(kept.index(number))
+            named |= kept.named(number)
         except RouterError:
             return []  # what it names is not known
     with os.scandir(look.paths.objects) as there:

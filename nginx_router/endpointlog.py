@@ -93,8 +93,12 @@ def read(path: Path, version: str) -> Log:
     return log if not _END.search(cut) else Log(log.size, log.version, log.apps, log.last, is_whole=False)
 
 
-def append(path: Path, data: bytes) -> None:
-    """Write a change and see it on the disk."""
+def append(path: Path, size: int, data: bytes) -> None:
+    """Write a change behind the first `size` bytes, which are whole, and see it on the disk.
+
+    What stands there goes: a copy of a root that was at work has half of a change, and nothing behind that would count.
+    """
+    cut(path, size)
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         view = memoryview(data)

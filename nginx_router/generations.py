@@ -161,15 +161,7 @@ class Generations:
             StateCorrupt: its state.json cannot be read.
         """
         directory = self.directory(number)
-        key = _identity(directory / "state.json")
-        made = _read.get(directory)
-        if key is None or made is None or made[0] != key:
-            made = key, self._read_state(number)
-            if key is not None and key == _identity(directory / "state.json"):
-                _read[directory] = made
-                for old in list(_read)[:-_MOST_READ]:
-                    _read.pop(old, None)
-        index = made[1]
+        index = self._made(number)
         if not index.live:
             return index
         log = endpointlog.read(directory / endpointlog.NAME, index.live)
@@ -178,6 +170,28 @@ class Generations:
         except ValueError as why:
             raise self._corrupt(number, endpointlog.NAME, str(why)) from None
         return replace(index, apps=apps, live=log.version, log=log.size, is_lost=not log.is_whole, last=log.last)
+
+    def named(self, number: int) -> set[str]:
+        """Every object that generation `number` names; its log names none, and where that is lost these are needed.
+
+        Raises:
+            NotFound: there is none (any more).
+            StateCorrupt: its state.json cannot be read.
+        """
+        return objects_in(self._made(number))
+
+    def _made(self, number: int) -> Index:
+        """What generation `number` was when it was made."""
+        directory = self.directory(number)
+        key = _identity(directory / "state.json")
+        made = _read.get(directory)
+        if key is None or made is None or made[0] != key:
+            made = key, self._read_state(number)
+            if key is not None and key == _identity(directory / "state.json"):
+                _read[directory] = made
+                for old in list(_read)[:-_MOST_READ]:
+                    _read.pop(old, None)
+        return made[1]
 
     def _read_state(self, number: int) -> Index:
         raw = self._json(number, "state.json")
@@ -319,7 +333,7 @@ class Generations:
         index, directory = self.index(number), self.directory(number)
         parent = max((n for n in self.numbers() if n < number), default=None)
         before = self.index(parent) if parent is not None else None
-        was, has = (objects_in(before) if before else set()), objects_in(index)
+        was, has = (self.named(parent) if parent is not None else set()), self.named(number)
         apps = before.apps if before else {}
         made = datetime.fromtimestamp((directory / "state.json").stat().st_mtime, UTC)
         manifest = Manifest(
@@ -362,8 +376,8 @@ class Generations:
         of a killed command knew nothing of.
         """
         with contextlib.suppress(StateCorrupt, NotFound):  # what is named is not known then: nothing goes
-            current = self.current()
-            for sha in set(objects) - (objects_in(current) if current else set()):
+            current = self.current_number()
+            for sha in set(objects) - (self.named(current) if current is not None else set()):
                 self.object_path(sha).unlink(missing_ok=True)
         shutil.rmtree(self.directory(number), ignore_errors=True)
 
@@ -396,12 +410,12 @@ class Generations:
         manifests = {n: self.manifest(n) for n in numbers}
         if any(manifests[newer].parent != older for older, newer in pairwise(numbers)):
             # somebody changed `current` by hand or removed a generation: what came and went is not what lies between the two
-            named = {n: objects_in(self.index(n)) for n in numbers}
+            named = {n: self.named(n) for n in numbers}
             return set().union(*(named[n] for n in gone)) - set().union(*(named[n] for n in kept))
         # an object leaves the chain in the generation after the last that names it, and may have come back later
         unnamed = {sha for n in numbers if n <= kept[0] for sha in manifests[n].removed}
         # generations that go but lie behind the first that stays count too: what they brought may still be named later
-        return unnamed - {sha for n in numbers if n > kept[0] for sha in manifests[n].added} - objects_in(self.index(kept[0]))
+        return unnamed - {sha for n in numbers if n > kept[0] for sha in manifests[n].added} - self.named(kept[0])
 
     def _json(self, number: int, name: str) -> dict[str, Any]:
         path = self.directory(number) / name

@@ -44,8 +44,7 @@ class Settings:
     @classmethod
     def of(cls, words: Mapping[str, Any]) -> Settings:
         """The settings that the values of the keys come to; `words` are those that were set, in their one spelling."""
-        path = words.get("path", "off")
-        interval = words.get("interval", "10s" if path != "off" else "off")
+        path, interval = words.get("path", "off"), interval_of(words)
         return cls(
             path=None if path == "off" else path,
             interval=None if interval == "off" else as_seconds(interval),
@@ -56,6 +55,11 @@ class Settings:
             statuses=status_ranges(words.get("status", "200-399")),
             host="" if words.get("host", "auto") == "auto" else words["host"],
         )
+
+
+def interval_of(words: Mapping[str, Any]) -> str:
+    """How often instances are asked that serve: without a word only by deploys, or where there is a path every ten seconds."""
+    return str(words.get("interval", "10s" if words.get("path", "off") != "off" else "off"))
 
 
 def words_of(keys: Keys, table: Mapping[str, Any], process: str, everywhere: Mapping[str, Any]) -> dict[str, Any]:

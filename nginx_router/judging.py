@@ -194,7 +194,7 @@ class Judging:
         known = {log.path: log for log in before.logs} if before else {}
         paths = [Path(path) for path in paths_in(vhost)]
         trial.logs = [known[path] if path in known else Log(path) for path in paths]
-        trial.is_unread = not paths
+        trial.is_unread = not paths and bool(app.served_domains)
         for path in known.keys() - {*paths}:
             known[path].close()
         self._trials[name] = trial

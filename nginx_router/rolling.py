@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .deploy import Options, Show, Signals, Swap, Wanted, check_new, swap_and_wait, takeover, tell_retired, turn
-from .errors import RouterError, Terminated, UsageProblem
+from .errors import NotDrained, RouterError, Terminated, UsageProblem
 from .names import WEB
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
                     check_new(router, replace(event, args={**event.args, "processes": asked}), options)
                 swap = swap_and_wait(router, event, "deployed", options, signals)
             except (RouterError, Terminated, KeyboardInterrupt) as why:
-                if number:
-                    _stopped(router, app, now, wanted, size, why)
-                    if router.out.is_json:
+                if number or isinstance(why, NotDrained):
+                    _stopped(router, app, now, wanted, size, options, why)
+                    if number and router.out.is_json:
                         show(done.handover(app, began, retired=done.retired, still_running=done.retired))
                 raise
             there = batch
@@ -82,15 +82,17 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
         show(done.handover(app, began, retired=done.retired, still_running=done.retired))
 
 
-def _stopped(router: Router, app: str, now: Wanted, wanted: Wanted, size: int, why: BaseException) -> None:
-    """Say what serves after the batch before the one that failed, and how to go on or back."""
+def _stopped(router: Router, app: str, now: Wanted, wanted: Wanted, size: int, options: Options, why: BaseException) -> None:
+    """Say what serves after the batch that was the last one, and how to go on or back."""
     serving = {p: [e.address.text for e in router.app(app).of_process(p)] for p in wanted}
     new = {p: [a for a in addresses if a not in now[p]] for p, addresses in serving.items()}
     old = {p: [a for a in addresses if a in now[p]] for p, addresses in serving.items()}
     router.request.say(f"app {app} serves {_words(new) or 'none'} (new) and {_words(old) or 'none'} (old)")
-    on, back = (f"router apps:deploy {app} {_words(each)} --batch {size}" for each in (wanted, now))
     if isinstance(why, RouterError):
-        why.hint = f"go on: {on}; or back: {back}"
+        on = f"router apps:deploy {app} {_words(wanted)} --batch {size}{options.words()}"
+        # how the new ones are checked need not be how the old ones answer
+        back = f"router apps:deploy {app} {_words(now)} --batch {size}{replace(options, check=None).words()}"
+        why.hint = f"go on: {on}" + (f"; or back: {back}" if all(now.values()) else "")
 
 
 def _words(addresses: Mapping[str, Sequence[str]]) -> str:

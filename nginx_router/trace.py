@@ -111,8 +111,8 @@ def trace(router: Router, wanted: Target, *, method: str = "HEAD") -> Trace:
         is_asked = master is not None or bool(orphans)
         answered = _ask(router, index, expected, wanted, method) if is_asked and index is not None else None
         serving = router.serving() if is_asked else None
-        now = router.generations.current_number()
-        if now == (index.number if index else None):
+        now = router.index()
+        if (now and (now.number, now.live)) == (index and (index.number, index.live)):
             break  # else a change came in between, and the two are not about the same state
     is_missed = master is None and plane.wanted()
     start = plane.start_line()

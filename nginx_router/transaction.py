@@ -276,7 +276,7 @@ class Transaction:
                 sent = routes.lines(*index.moved(base))
                 change = endpointlog.change(live, by, {name: plain(entry) for name, entry in entries.items()}, sent)
                 faults.step("staged")
-                endpointlog.append(self.generations.log_path(number), change)
+                endpointlog.append(self.generations.log_path(number), base.log, change)
             else:
                 for data in objects.values():
                     self.generations.put(data)
@@ -446,7 +446,8 @@ def _now() -> str:
 def _files(candidate: Candidate, index: Index, command: str, answers: Answers) -> dict[str, str]:
     base = candidate.base
     files = candidate.stage_files(index) | {"state.json": json.dumps(index.as_json())}
-    before, after = objects_in(base) if base else set(), objects_in(index)
+    # the base's own, which its changes of endpoints no longer name: what is not removed here is never pruned
+    before, after = candidate.generations.named(base.number) if base else set(), objects_in(index)
     manifest = Manifest(
         generation=index.number,
         parent=base.number if base else None,

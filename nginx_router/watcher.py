@@ -252,8 +252,11 @@ class Watcher:
             return
         if found is not None:
             index = self._router.index()
-            is_finished = index is not None and index.number == found[0]["number"]
-            what = f"{'finished' if is_finished else 'took back'} generation {found[0]['number']}, whose command was killed"
+            intent = found[0]
+            # a change of endpoints makes no generation: its log has it or has it not
+            is_finished = index is not None and index.number == intent["number"] and index.log > intent.get("log", -1)
+            of = "a change of endpoints of " if "log" in intent else ""
+            what = f"{'finished' if is_finished else 'took back'} {of}generation {intent['number']}, whose command was killed"
             self._tell(what)
 
     # nginx

@@ -123,6 +123,7 @@ def _of(keys: Keys, table: Mapping[str, Any], process: str, everywhere: Mapping[
     own = table.get(process) if process else table
     own = own if isinstance(own, Mapping) else {}
     counts = health.words_of(keys, table, process, everywhere)
+    counts["interval"] = health.interval_of(counts)
     row: dict[str, Any] = {}
     for name, key in keys.items():
         row |= {name: own.get(name), f"global-{name}": everywhere.get(name), f"computed-{name}": counts.get(name, key.default)}

@@ -12,7 +12,7 @@ from nginx_router import deploy as engine
 from nginx_router import rolling
 from nginx_router.arguments import existing
 from nginx_router.errors import UsageProblem
-from nginx_router.names import app_name
+from nginx_router.names import app_name, shown
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
@@ -66,12 +66,14 @@ def deploy(
     options = engine.Options(check, check_timeout, drain, drain_strict, create, websockets)
     engine.require_counts(router, name, options)
     show = _shown(router, "promoted" if promote else "aborted" if abort else "deployed", is_printed=batch is not None)
-    given = (("canary", canary), ("promote", promote), ("abort", abort), ("create", create), ("reason", reason), ("batch", batch))
-    words = [f"--{word}" for word, value in given if value or value == 0 and value is not False]
+    flags = (("promote", promote), ("abort", abort), ("create", create), ("reason", reason), ("batch", batch is not None))
+    words = [f"--{word}" for word, is_given in (("canary", canary is not None), *flags) if is_given]
     if len(words) > 1 and words not in (["--abort", "--reason"], ["--create", "--batch"]):
         raise UsageProblem(f"{' and '.join(words)} do not go together", hint=USAGE)
     if words == ["--reason"]:
         raise UsageProblem("--reason is one of --abort", hint=USAGE)
+    if not reason.isprintable():
+        raise UsageProblem(f"{shown(reason)} is not a reason: one line of text")
     if (promote or abort) == bool(endpoints):
         raise UsageProblem(f"{words[0]} takes no ADDRESS" if endpoints else "ADDRESS... is missing", hint=USAGE)
     if promote:

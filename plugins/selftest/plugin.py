@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nginx_router.errors import RouterError, UsageProblem, nearest
+from nginx_router.names import shown
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
@@ -46,10 +47,10 @@ def selftest(
     from .trial import Plan
 
     if updates not in (*MODES, "both"):
-        raise UsageProblem(f"--updates is reload, live or both{nearest(updates, (*MODES, 'both'))}")
+        raise UsageProblem(f"--updates {shown(updates)} is not reload, live or both{nearest(updates, (*MODES, 'both'))}")
     for kind in only or ():
         if kind not in SHARES:
-            raise UsageProblem(f"--only is {', '.join(SHARES)}{nearest(kind, SHARES)}")
+            raise UsageProblem(f"--only {shown(kind)} is not {' or '.join(SHARES)}{nearest(kind, SHARES)}")
     seed = random.randrange(1 << 32) if seed is None else seed  # noqa: S311 - it is printed
     kinds, binary = tuple(only or SHARES), _binary(router)
     plans = [Plan(each, apps, operations, kinds, seconds, seed, binary, in_turn) for each in ((updates,) if updates != "both" else MODES)]

@@ -98,6 +98,10 @@ def test_an_abort_sends_everybody_back(blog: Live, old: list[Backend], new: Back
     first = blog.get(HOST)
     mark = first.headers["set-cookie"].partition("=")[2].partition(";")[0]
     assert places(blog, [mark]) == {mark: first.body}, "from its first request on"
+    with blog.unchanged():
+        for reason in ("too\nslow", "\x1b[31m"):
+            result = blog("apps:deploy", "blog", "--abort", "--reason", reason)
+            assert result.code == 2 and "one line of text" in result.err
     result = blog.done("apps:deploy", "blog", "--abort", "--reason", "too slow", "--format", "json")
     assert (result.json["retired"], result.json["canary"], result.json["kind"]) == ([str(new)], None, "endpoints")
     assert lucky(blog, MANY[:40]) == set() and upstreams(blog) == [str(old[0]), str(old[1])]
@@ -129,6 +133,8 @@ def test_only_one_at_a_time_and_nothing_beside_it(blog: Live, old: list[Backend]
             ([f"api={new}", "--canary", "10%"], 2, "no api instance"),
             ([new, "--canary", "101%"], 2, "is not a share"),
             ([new, "--canary", "10%", "--create"], 2, "do not go together"),
+            ([new, "--canary", "10%", "--batch", "0"], 2, "do not go together"),
+            (["--promote", "--batch", "0"], 2, "do not go together"),
             ([new, "--promote"], 2, "takes no ADDRESS"),
             ([], 2, "ADDRESS... is missing"),
             (["127.0.0.1:1", "--canary", "10%", "--check-timeout", "1"], 12, "127.0.0.1:1"),
@@ -174,3 +180,16 @@ def test_without_a_reload_nothing_is_reloaded(lively: Live, old: list[Backend], 
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", lively.port, timeout=10)) as connection:
         connection.request("GET", "/", headers={"Host": HOST})
         assert connection.getresponse().status == 200
+
+
+def test_who_begins_one_that_nobody_gets_is_told(blog: Live, new: Backend) -> None:
+    assert "no client gets" not in begin(blog, new).err
+    blog.done("apps:deploy", "blog", "--abort")
+    template = blog.paths.apps / "blog" / "nginx.conf.j2"
+    template.write_text(f"server {{ listen 127.0.0.1:{blog.port}; server_name {HOST}; return 204; }}\n")
+    blog.done("reconcile")
+    assert "no client gets the canary: no server block of app blog parts its clients" in begin(blog, new).err
+    blog.done("apps:deploy", "blog", "--abort")
+    template.unlink()
+    blog.done("domains:clear", "blog")
+    assert "no client gets the canary: app blog has no domain" in begin(blog, new).err

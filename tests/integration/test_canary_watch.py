@@ -139,3 +139,15 @@ def test_one_that_is_well_stays(blog: Live, backend: Callable[..., Backend]) -> 
     for _ in range(3):
         assert statuses(blog, marks(60)) == {200}
     assert "aborted" not in ended(command) and len(upstreams(blog)) == 3
+
+
+def test_only_an_app_that_clients_reach_is_said_to_have_no_log(blog: Live, backend: Callable[..., Backend]) -> None:
+    blog.app("api", [], [backend("api")])
+    blog.done("reconcile")
+    blog.done("nginx:set", "blog", "access-log", "off")
+    for app in ("api", "blog"):
+        blog.done("apps:deploy", app, backend("new"), "--canary", "50%")
+    command = watch(blog)
+    assert command.process.stderr
+    assert "blog: its access log does not say" in command.process.stderr.readline()
+    assert "api: its access log" not in ended(command)

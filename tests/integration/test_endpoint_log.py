@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from nginx_router.faults import STEPS
 from nginx_router.generations import objects_in
 from nginx_router.processes import is_alive
 
-from .conftest import until
+from .conftest import ROUTER, until
 from .test_power_cut import ALL, comes_back, cut_power
 from .test_updates import HOST, lively, spread, three
+from .test_watch import Watch
 
 if TYPE_CHECKING:
     from .conftest import Backend, Live
@@ -194,4 +196,73 @@ def test_who_asked_together_is_told_together(blog: Live, three: list[Backend], b
     assert [each.wait().code for each in running] == [0, 0]
     assert log_of(blog).count(b"\nend ") == 1 and blog.get("shop.test").body == "one"
     assert len(json.loads(log_of(blog).split(b"\nby ")[1].split(b"\n")[0])["submissions"]) == 2
+    sound(blog, "two")
+
+
+def test_what_changes_of_endpoints_named_goes_with_the_generations(blog: Live, three: list[Backend]) -> None:
+    blog.done("proxy:set", "--global", "generations-keep", "2")
+    for n in range(4):
+        for new in (1, 2, 0):
+            blog.done("apps:deploy", "blog", three[(n + new) % 3])
+        blog.done("apps:domains:add", "blog", f"w{n}.blog.test")
+        blog.done("apps:deploy", "blog", three[(n + 1) % 3])
+        blog.done("apps:lock", "blog")
+        blog.done("apps:unlock", "blog")
+    kept = blog.generations
+    assert len(kept.numbers()) == 2
+    named = set().union(*(kept.named(number) for number in kept.numbers()))
+    assert {path.name for path in blog.paths.objects.iterdir() if path.is_file()} == named
+    sound(blog, "two")
+
+
+def test_a_change_goes_behind_the_last_whole_one(blog: Live, three: list[Backend]) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    path = blog.generations.log_path(blog.generations.current_number() or 0)
+    with path.open("ab") as file:
+        file.write(b'by {"time": "')  # a copy that was made of a root at work
+    blog.done("apps:deploy", "blog", three[2])
+    index = blog.generations.current()
+    assert index and not index.is_lost and index.live.encode() in log_of(blog)
+    blog.done("proxy:stop")
+    blog.done("proxy:start")
+    sound(blog, "three")
+
+
+def test_an_app_whose_port_was_taken_is_left_out_at_the_start(blog: Live, three: list[Backend], free_port: Callable[[], int]) -> None:
+    port = free_port()
+    blog.app("shop", ["shop.test"], [three[2]], **{"app.toml": f'ports = ["http:{port}"]\n'})
+    blog.done("reconcile")
+    blog.done("apps:deploy", "blog", three[1])
+    blog.done("proxy:stop")
+    with socket.create_server(("127.0.0.1", port)):
+        assert "app shop is left out" in blog.done("proxy:start").err
+        assert spread(blog, 4) == {"two": 4}
+    blog.done("reconcile", "shop")
+    assert blog.get("shop.test", port=port).body == "three"
+    sound(blog, "two")
+
+
+@pytest.mark.parametrize(("step", "said"), [("staged", "took back"), ("committed", "finished")])
+def test_the_watch_says_what_became_of_a_killed_deploy(blog: Live, three: list[Backend], step: str, said: str) -> None:
+    watch = Watch(blog, [str(ROUTER), "watch"], {})
+    try:
+        watch.begun()
+        number = blog.generations.current_number()
+        assert blog("apps:deploy", "blog", three[1], ROUTER_KILL_AT=step).code == -signal.SIGKILL
+        watch.says(f"{said} a change of endpoints of generation {number}, whose command was killed", 30)
+        sound(blog, "two" if step == "committed" else "one")
+    finally:
+        watch.end()
+
+
+def test_a_lost_program_is_written_again(blog: Live, three: list[Backend]) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    program = blog.paths.current / "live.lua"
+    text = program.read_text()
+    program.unlink()
+    assert "live.lua is gone" in blog("doctor").out
+    blog.done("proxy:stop")
+    assert blog("proxy:start").code == 9
+    blog.done("doctor", "--fix")
+    assert program.read_text() == text and log_of(blog).count(b"\nend ") == 1
     sound(blog, "two")

@@ -60,14 +60,14 @@ def test_instances_are_exchanged_a_few_at_a_time(blog: Live, old: list[Backend],
 
 def test_a_batch_that_fails_ends_it_and_what_serves_is_said(blog: Live, old: list[Backend], backend: Callable[..., Backend]) -> None:
     new = [backend("new0"), backend("new1"), "127.0.0.1:1", backend("new3"), backend("new4")]
-    result = blog("apps:deploy", "blog", *new, "--batch", "2", "--check-timeout", "1")
+    result = blog("apps:deploy", "blog", *new, "--batch", "2", "--check", "/", "--check-timeout", "1")
     assert result.code == 12 and "127.0.0.1:1" in result.err, result
     assert result.out.split() == [str(old[0]), str(old[1])], "those may be stopped"
     serving = [str(one) for one in (new[0], new[1], old[2], old[3], old[4])]
     assert sorted(upstreams(blog)) == sorted(serving)
     assert f"serves {new[0]} {new[1]} (new) and {old[2]} {old[3]} {old[4]} (old)" in result.err
-    assert f"go on: router apps:deploy blog {' '.join(map(str, new))} --batch 2" in result.err
-    assert f"back: router apps:deploy blog {' '.join(map(str, old))} --batch 2" in result.err
+    assert f"go on: router apps:deploy blog {' '.join(map(str, new))} --batch 2 --check / --check-timeout 1;" in result.err
+    assert f"back: router apps:deploy blog {' '.join(map(str, old))} --batch 2 --check-timeout 1\n" in result.err
     assert blog.done("apps:deploy", "blog", *old, "--batch", "3").out.split() == [str(new[0]), str(new[1])], "and back"
     with blog.unchanged():
         result = blog("apps:deploy", "blog", "127.0.0.1:1", *new[:2], "--batch", "2", "--check-timeout", "1", "--format", "json")
@@ -79,9 +79,10 @@ def test_each_is_printed_when_it_may_be_stopped(both: Live, slow: Slow, backend:
     both.app("blog", [HOST], [first, second])
     both.done("reconcile")
     new = [backend("new0"), backend("new1")]
-    asking = [threading.Thread(target=both.get, args=(HOST, "/slow")) for _ in range(2)]
-    for each in asking:
+    asking = [threading.Thread(target=both.get, args=(HOST, "/slow")) for _ in range(8)]
+    for each in asking:  # each worker takes turns of its own: two of them may both begin with the other one
         each.start()
+    assert slow.held.wait(10)
     deploy = both.begin("apps:deploy", "blog", *new, "--batch", "1")
     assert deploy.process.stdout
     assert deploy.process.stdout.readline() == f"{first}\n", "though the command goes on"
@@ -93,6 +94,23 @@ def test_each_is_printed_when_it_may_be_stopped(both: Live, slow: Slow, backend:
     slow.may_go.set()
     for each in asking:
         each.join(10)
+
+
+def test_a_first_batch_that_is_not_drained_says_that_some_are_not_there_yet(
+    both: Live, slow: Slow, backend: Callable[..., Backend]
+) -> None:
+    second, new = backend("old"), [backend("new0"), backend("new1")]
+    both.app("blog", [HOST], [slow])
+    both.done("reconcile")
+    asking = threading.Thread(target=both.get, args=(HOST, "/slow"))
+    asking.start()
+    both.done("upstreams:add", "blog", second)
+    result = both("apps:deploy", "blog", *new, "--batch", "1", "--drain", "0.2", "--drain-strict")
+    assert result.code == 15 and result.out == "", result
+    assert f"serves {new[0]} (new) and {second} (old)" in result.err
+    assert f"go on: router apps:deploy blog {new[0]} {new[1]} --batch 1 --drain 0.2 --drain-strict;" in result.err
+    slow.may_go.set()
+    asking.join(10)
 
 
 def test_more_and_fewer(blog: Live, old: list[Backend], backend: Callable[..., Backend]) -> None:

@@ -192,7 +192,7 @@ class Slow:
     """An instance whose answers to /slow wait until they may go."""
 
     def __init__(self) -> None:
-        self.may_go = threading.Event()
+        self.may_go, self.held = threading.Event(), threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -228,6 +228,7 @@ class Slow:
                 connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n" + page)
                 return
             if b" /slow " in request:
+                self.held.set()
                 self.may_go.wait(30)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nslow")
 

@@ -71,7 +71,7 @@ def test_one_that_is_lost_or_of_another_snapshot_is_known(tmp_path: Path, data: 
 def test_what_is_appended_can_be_cut_off_again(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(LOG)
-    endpointlog.append(path, change(5))
+    endpointlog.append(path, path.stat().st_size, change(5))
     assert endpointlog.read(path, "1-0").version == "1-5"
     endpointlog.cut(path, len(LOG))
     assert path.read_bytes() == LOG

@@ -561,11 +561,15 @@ def test_settings_are_set_and_unset_by_words(run: Callable[..., Any], router_roo
         "5",
         "5",
     )
+    assert report["computed-interval"] == "0.5s"
     assert report["processes"]["api"] | {"status": "204 301", "path": "/health", "fall": "5"} == report["processes"]["api"]
     assert run("checks:report", "--global", "--computed-fall").lines == ["5"]
     for words in (("blog", "path"), ("blog", "interval"), ("blog", "--process", "api", "status"), ("--global", "fall")):
         assert run("checks:set", *words).code == 0
     assert file.read_text().strip() == "" and (router_root / "router.toml").read_text().strip() == ""
+    assert run("checks:report", "blog", "--computed-interval").lines == ["off"], "without a path nobody asks all the time"
+    assert run("checks:set", "--global", "path", "/").code == 0
+    assert run("checks:report", "blog", "--computed-interval").lines == ["10s"]
     assert run("checks:set", "blog", "path").talk[0] == "path is unset already"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
+from nginx_router.deploy import Options, Swap
 from nginx_router.rolling import plan
 
 
@@ -31,3 +32,14 @@ def test_whatever_comes_and_goes() -> None:
             came, went = {*after["web"]} - {*before["web"]}, {*before["web"]} - {*after["web"]}
             assert len(came) <= size and len(went) <= size
         assert all(len(each["web"]) >= min(len(now["web"]), len(wanted["web"])) for each in batches), "never fewer than before and after"
+
+
+def test_swaps_behind_each_other_add_up() -> None:
+    one, two = Swap(7, "endpoints", ("a",), 1, 2, 3), Swap(8, "nothing", ("b",), 10, 20, 30)
+    assert one.and_then(two) == Swap(8, "endpoints", ("a", "b"), 11, 22, 33)
+
+
+def test_options_as_a_command_says_them() -> None:
+    assert Options().words() == ""
+    said = " --check '/it'\"'\"'s' --check-timeout 1.5 --drain 0 --websockets close --drain-strict"
+    assert Options("/it's", 1.5, 0.0, strict=True, websockets="close").words() == said

@@ -318,3 +318,19 @@ def test_a_bar_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, is_
             said += reader.read(65536)
     assert (b"updates live" in said and b"3/7" in said) == is_terminal
     assert is_terminal or said == b"over"
+
+
+def test_its_table_fits_into_80_columns(parts: dict[str, Any]) -> None:
+    plugin = importlib.import_module("nginx_router_plugins.selftest.plugin")
+    row = plugin._row(
+        "unrepeating",
+        {
+            **dict.fromkeys(("wrong_app", "stale", "cut", "ended"), 0),
+            "requests": 123456,
+            "messages": 123456,
+            "failures": 1234,
+            "reconnects": 1234,
+        },
+    )
+    widths = [max(len(column), len(str(value))) for column, value in zip(plugin.COLUMNS, row, strict=True)]
+    assert sum(widths) + 2 * (len(widths) - 1) <= 80
