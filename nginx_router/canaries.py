@@ -58,8 +58,9 @@ def max_errors_of(app: App) -> str:
 
 
 def aborted(app: App) -> str | None:
-    """Why the last canary was aborted, while no other deploy came since."""
-    return str(app.plugins.get(TABLE, {}).get("aborted") or "") or None
+    """Why the last canary was aborted, while no other deploy came since; a hand may have written it: nothing in it moves a cursor."""
+    words = str(app.plugins.get(TABLE, {}).get("aborted") or "")
+    return "".join(c if c.isprintable() else "?" for c in words) or None
 
 
 def of_app(app: App) -> tuple[Endpoint, ...]:

@@ -48,6 +48,8 @@ def set_key(
         if is_global:
             raise UsageProblem("--process is of an app, and not of the host", hint=f"usage: {USAGE}")
         require_process(keys, process)
+        if values and (there := router.app(name).processes) and process not in there:
+            router.request.say(f"{name} has no process {process}, only {' '.join(there)}: this counts when it has")
     value = known.parse(" ".join(values)) if values else None
     change(router, [Event("plugin-key", name, {"table": health.TABLE, "key": key, "value": value, "process": process or ""})])
 

@@ -90,3 +90,7 @@ def test_what_a_rollback_of_settings_leaves_of_it() -> None:
     assert canaries.kept(app_of("10.0.0.3:80\n"), {"app.toml": '[traffic]\ncanary = "50%"\n'})["app.toml"] == ""
     assert canaries.kept(now, {})["app.toml"] == '[traffic]\ncanary = "10%"\n'
     assert canaries.kept(None, {"UPSTREAMS": ""}) == {"UPSTREAMS": ""}
+
+
+def test_why_it_was_aborted_moves_no_cursor() -> None:
+    assert canaries.aborted(app_of("", '[traffic]\naborted = "a\\u001b[31mred"\n')) == "a?[31mred"
