@@ -65,6 +65,7 @@ def test_a_short_run_of_everything_in_both_modes(router: Root, own: Path) -> Non
     assert not router.paths.journal.exists(), "the root of the user is not touched"
 
 
+@pytest.mark.slow
 def test_deploys_in_live_mode_reload_nothing_and_lose_nothing(router: Root, own: Path) -> None:
     result = selftest(router, own, "--updates", "live", "--only", "deploy", "--apps", "6", "--operations", "6")
     (mode,) = result.json["modes"]

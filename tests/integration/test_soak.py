@@ -1,4 +1,4 @@
-"""The soak holds: SOAK_MINUTES (5) of random changes, kills and hand edits on a hundred apps under traffic, and nothing is lost."""
+"""The soak holds: SOAK_MINUTES (4) of random changes, kills and hand edits on a hundred apps under traffic, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parents[2]
-MINUTES = float(os.environ.get("SOAK_MINUTES", "5"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "4"))
 
 
 @pytest.mark.slow
