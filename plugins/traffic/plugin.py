@@ -26,7 +26,11 @@ def set_share(
     ] = None,
     max_errors: Annotated[
         str | None,
-        typer.Option("--max-errors", metavar="SHARE", help="Of the canary's answers: from there on `router watch` aborts it (5%; an empty one: that again)."),
+        typer.Option(
+            "--max-errors",
+            metavar="SHARE",
+            help="Of the canary's answers: more, and `router watch` aborts it (5%; empty: that again).",
+        ),
     ] = None,
 ) -> None:
     """Send another share of an app's clients to the canary that is under way; 0%: nobody.
@@ -40,7 +44,11 @@ def set_share(
     if share is not None:
         canaries.require(router.app(name))
     events = [
-        Event("plugin-key", name, {"table": canaries.TABLE, "key": key, "value": canaries.percent(value) if value or key == "canary" else None})
+        Event(
+            "plugin-key",
+            name,
+            {"table": canaries.TABLE, "key": key, "value": canaries.percent(value) if value or key == "canary" else None},
+        )
         for key, value in given.items()
         if value is not None
     ]
