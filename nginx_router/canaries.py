@@ -18,7 +18,7 @@ from . import lines
 from .errors import Conflict, NotFound, UsageProblem
 from .kinds import share
 from .model import APP_TOML, UPSTREAMS, App, Texts
-from .names import Endpoint, endpoint_line
+from .names import Endpoint, endpoint_line, instance
 from .names import shown as quoted
 from .tomltext import set_key
 
@@ -107,7 +107,7 @@ def refuse_under_way(app: App) -> None:
 
 def shown(endpoints: Iterable[Endpoint]) -> list[str]:
     """Endpoints as commands take them: `[PROCESS=]ADDRESS`."""
-    return [e.address.text if e.process == "web" else f"{e.process}={e.address}" for e in endpoints]
+    return [instance(e.process, e.address.text) for e in endpoints]
 
 
 def begun(app: App, coming: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import balancing, canaries
 from .canaries import ABORT, BEGIN, PROMOTE
-from .deploy import Options, Show, Signals, Wanted, check_new, swap_and_wait, takeover, tell_retired, turn
-from .errors import Conflict
+from .deploy import Options, Show, Signals, Wanted, check_new, expecting, refuse_locked, swap_and_wait, takeover, tell_retired, turn
 from .events import Event
 from .files import FileLock
-from .model import UPSTREAMS, parse_app
-from .upstreams import endpoint_lines
+from .model import parse_app
 
 if TYPE_CHECKING:
     from .controller import Router
@@ -106,11 +104,9 @@ def _why_nobody_comes(router: Router, name: str) -> str | None:
 def _ending(router: Router, app: str, verb: str, reason: str) -> Event:
     found = router.app(app)
     processes = canaries.ended(found, verb)
-    if verb == PROMOTE and found.locked is not None:
-        raise Conflict(f"app {app} is locked: {found.locked}", hint=f"router apps:unlock {app}", app=app)
-    text = (router.store.texts(app) or {}).get(UPSTREAMS, "")
-    args = {"processes": processes, "existed": True, "expected": {p: endpoint_lines(text, p) for p in processes}}
-    return _with_step(Event("deploy", app, args), {"verb": verb, **({"reason": reason} if reason else {})})
+    if verb == PROMOTE:
+        refuse_locked(found)
+    return _with_step(Event("deploy", app, expecting(router, app, processes)), {"verb": verb, **({"reason": reason} if reason else {})})
 
 
 def _with_step(event: Event, step: Mapping[str, Any]) -> Event:

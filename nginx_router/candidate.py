@@ -175,8 +175,7 @@ class Candidate:
             **{name: replace(self.base.apps[name], inline="") for name in self._inline() if self.base},
             **{name: replace(r.entry, generation=number) if r is not None else None for name, r in self.changed.items()},
         }
-        base = self.base.apps if self.base else {}
-        apps = (base if isinstance(base, Entries) else Entries(values_of(base))).changed(changes)
+        apps = Entries.of(self.base.apps if self.base else {}).changed(changes)
         return Index(number, probe, self.config, self.global_domains, self.facts, apps, str(self.store.paths.root), self._released(), live)
 
     def logged(self, live: str) -> tuple[Index, dict[str, Entry]]:
@@ -184,8 +183,7 @@ class Candidate:
         assert self.base is not None
         number = self.base.number
         changes = {name: replace(r.entry, generation=number, inline=r.state.decode()) for name, r in self.changed.items() if r is not None}
-        apps = self.base.apps if isinstance(self.base.apps, Entries) else Entries(values_of(self.base.apps))
-        return replace(self.base, apps=apps.changed(changes), live=live), changes
+        return replace(self.base, apps=Entries.of(self.base.apps).changed(changes), live=live), changes
 
     def inlined(self) -> dict[str, bytes]:
         """What a generation of its own keeps as objects of the base's changes of endpoints."""
@@ -253,21 +251,18 @@ class Candidate:
             return False
         if not self.changes_routes or not self._reads_the_same(base):
             return False
-        return all(_but_routes(r.entry) == _but_routes(base.apps[name]) for name, r in self.changed.items() if r is not None)
+        return all(
+            r is not None and name in base.apps and _but_routes(r.entry) == _but_routes(base.apps[name]) for name, r in self.changed.items()
+        )
 
     def _reads_the_same(self, base: Index) -> bool:
-        """Whether what nginx reads is the base's, as far as apps and settings say; their thousands are not looked at."""
+        """Whether what nginx reads besides the apps is the base's."""
         if (self.config, self.global_domains, self.facts) != (base.config, base.global_domains, base.facts):
             return False
         if not self.settings.is_live or not base.is_of(self.store.paths.root):
             return False
         program = self.generations.directory(base.number) / "live.lua"
-        if not program.is_file() or program.read_text() != self._renderer.live_program():
-            return False  # of another version of this program
-        return all(
-            r is not None and name in base.apps and (r.entry.vhost, r.entry.ports, r.entry.pool) == _read_by_nginx(base.apps[name])
-            for name, r in self.changed.items()
-        )
+        return program.is_file() and program.read_text() == self._renderer.live_program()  # else it is of another version of this program
 
     def needs_reload(self) -> bool:
         """Whether nginx would read something else than it did."""
@@ -556,10 +551,6 @@ def _same(entry: Entry, other: Entry | None) -> bool:
 
 def _but_routes(entry: Entry) -> Entry:
     return replace(entry, state="", routes=(), unhealthy=0, generation=0, inline="", canary="", aborted="")
-
-
-def _read_by_nginx(entry: Entry) -> tuple[object, ...]:
-    return entry.vhost, entry.ports, entry.pool
 
 
 def _but_endpoints_of(facts: Facts) -> Facts:

@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from .plugins import Plugins, refuse_inside
 from .settings import Paths, paths
 from .store import Store
 from .submitting import Submitting, signals_wait
+from .times import stamp
 
 if TYPE_CHECKING:
     from .candidate import Candidate
@@ -342,7 +342,7 @@ class Router:
         code = why.exit_code if why else 0
         self._append(
             {
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                "time": stamp(),
                 "user": user,
                 "uid": uid,
                 "command": self.request.command,

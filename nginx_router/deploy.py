@@ -292,20 +292,36 @@ def takeover(router: Router, app: str, wanted: Wanted, options: Options, counts:
         NotFound: there is no such app, and it is not to be created.
         Conflict: the app is locked.
     """
-    existed = router.store.exists(app)
-    args: dict[str, Any] = {"processes": {p: list(a) for p, a in wanted.items()}, "existed": existed}
-    if existed or not options.create:
-        locked = router.app(app).locked
-        if locked is not None:
-            raise Conflict(f"app {app} is locked: {locked}", hint=f"router apps:unlock {app}", app=app)
-        canaries.refuse_under_way(router.app(app))
+    if router.store.exists(app) or not options.create:
+        found = router.app(app)
+        refuse_locked(found)
+        canaries.refuse_under_way(found)
+    args = expecting(router, app, wanted)
     if options.create:
         args |= {"create": True, "domains": default_domains(router, app)}
     if counts is not None:
         args["counts"] = dict(counts)
-    text = (router.store.texts(app) or {}).get(UPSTREAMS, "")
-    args["expected"] = {process: endpoint_lines(text, process) for process in wanted}
     return Event("deploy" if counts is None else "scale", app, args)
+
+
+def expecting(router: Router, app: str, wanted: Wanted) -> dict[str, Any]:
+    """What an event says that replaces the lines of these processes: what is to come, and the lines that it expects to replace."""
+    text = (router.store.texts(app) or {}).get(UPSTREAMS, "")
+    return {
+        "processes": {p: list(a) for p, a in wanted.items()},
+        "existed": router.store.exists(app),
+        "expected": {process: endpoint_lines(text, process) for process in wanted},
+    }
+
+
+def refuse_locked(app: App) -> None:
+    """Make sure that an app may be deployed.
+
+    Raises:
+        Conflict: it is locked; the reason is said.
+    """
+    if app.locked is not None:
+        raise Conflict(f"app {app.name} is locked: {app.locked}", hint=f"router apps:unlock {app.name}", app=app.name)
 
 
 def check_new(router: Router, event: Event, options: Options) -> None:
@@ -402,7 +418,8 @@ def _wait(
     return drain.wait(
         sorted(workers),
         drain.targets(leaving, resolved),
-        ports | sockets.listening_ports(plane.master()),  # a port that went with this very reload is one, too
+        # a port that went with this very reload is one, too; without old workers nobody asks, and a master has a descriptor a log
+        ports | sockets.listening_ports(plane.master()) if workers else ports,
         options.drain,
         in_flight=lambda: plane.in_flight(places),
         waits_for_websockets=options.websockets == "keep",

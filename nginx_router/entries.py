@@ -31,6 +31,11 @@ class Entries(Mapping[str, Entry]):
         self._values = values
         self._made: dict[str, Entry] = {}
 
+    @classmethod
+    def of(cls, apps: Mapping[str, Entry]) -> Entries:
+        """The same apps; those that are entries of plain values already as they are."""
+        return apps if isinstance(apps, Entries) else cls(values_of(apps))
+
     def __getitem__(self, name: str) -> Entry:
         if name not in self._made:
             each = self._values[name]

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -28,6 +27,7 @@ from .discovery import disabled
 from .errors import UsageProblem
 from .files import LARGEST
 from .names import shown
+from .times import stamp
 
 #: Above this an export waits in a file (without a name, and readable by nobody else) and not in memory.
 _IN_MEMORY = 64 << 20
@@ -83,7 +83,7 @@ def exported(router: Router, apps: Sequence[str] = ()) -> Iterator[Export]:
         yield Export(
             Manifest(
                 router=__version__,
-                time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                time=stamp(),
                 root=str(router.paths.root),
                 generation=generation,
                 is_whole=not apps,

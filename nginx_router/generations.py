@@ -29,6 +29,7 @@ from .errors import NotFound, StateCorrupt
 from .files import inherit_owner, replace_link, sync_directory, write_atomic
 from .model import Entry, Facts, HostFacts, Texts
 from .settings import Paths
+from .times import stamp
 
 #: The shape of state.json; a later program reads all earlier ones.
 SCHEMA = 1
@@ -166,7 +167,7 @@ class Generations:
             return index
         log = endpointlog.read(directory / endpointlog.NAME, index.live)
         try:
-            apps = index.apps.overlaid(log.apps) if isinstance(index.apps, Entries) and log.apps else index.apps
+            apps = Entries.of(index.apps).overlaid(log.apps) if log.apps else index.apps
         except ValueError as why:
             raise self._corrupt(number, endpointlog.NAME, str(why)) from None
         return replace(index, apps=apps, live=log.version, log=log.size, is_lost=not log.is_whole, last=log.last)
@@ -339,7 +340,7 @@ class Generations:
         manifest = Manifest(
             generation=number,
             parent=parent,
-            time=made.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            time=stamp(made),
             command="(not known: its manifest was damaged)",
             apps=tuple(sorted(name for name in {*apps, *index.apps} if apps.get(name) != index.apps.get(name))),
             added=tuple(sorted(has - was)),
@@ -447,12 +448,13 @@ def _identity(path: Path) -> _Identity:
 
 def objects_of(entry: Entry) -> tuple[str, ...]:
     """Every object an app needs."""
-    return tuple(sha for sha in ("" if entry.inline else entry.state, entry.vhost, *entry.objects) if sha)
+    return _objects_of(vars(entry))
 
 
 def objects_in(index: Index) -> set[str]:
     """Every object a generation names."""
-    named: set[str] = set()
-    for each in values_of(index.apps).values():
-        named.update(sha for sha in ("" if each.get("inline") else each["state"], each["vhost"], *each.get("objects", ())) if sha)
-    return named
+    return {sha for each in values_of(index.apps).values() for sha in _objects_of(each)}
+
+
+def _objects_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sha for sha in ("" if values.get("inline") else values["state"], values["vhost"], *values.get("objects", ())) if sha)

@@ -15,11 +15,11 @@ import json
 import os
 import pwd
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .queue import Queue
+from .times import stamp
 
 #: How large the journal becomes before a new one is begun: some 40,000 changes.
 LARGEST = 10 << 20
@@ -92,7 +92,7 @@ def of_killed(told: Mapping[str, Any], generation: Path, queue: Queue, *, reload
 def of_start(within: str, user: str, uid: int, generation: int, seconds: float) -> dict[str, Any]:
     """A line for an nginx that a change found dead and started; `within` is that change's command."""
     return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": stamp(),
         "user": user,
         "uid": uid,
         "command": f"proxy:start (by {within})",

@@ -94,15 +94,14 @@ class Live:
             ReloadFailed: it did not take them, its memory is full for one; what it has now is not known.
         """
         why = "it has no answer"
-        for only in (0, 1, 1):
-            if not only and difference is None:
-                continue
+        for text in (*([] if difference is None else [difference]), None, None):
+            only = text is None
             try:
                 if only:
                     self._noted(self._ask("GET", "/version")[1])
                 # what comes so late that something else was written since is refused: nobody waits for it any more
-                asked = urlencode({"version": version, "only": only, "from": self._writes})
-                status, body = self._ask("POST", f"/routes?{asked}", lines({}, whole()) if only or difference is None else difference)
+                asked = urlencode({"version": version, "only": int(only), "from": self._writes})
+                status, body = self._ask("POST", f"/routes?{asked}", lines({}, whole()) if text is None else text)
             except OSError as problem:
                 why = problem.strerror or str(problem)
                 continue

@@ -43,6 +43,11 @@ def app_name(text: str) -> AppName:
     return AppName(text)
 
 
+def instance(process: str, address: str) -> str:
+    """An instance as commands take it: `[PROCESS=]ADDRESS`."""
+    return address if process == WEB else f"{process}={address}"
+
+
 def process_name(text: str) -> Process:
     """The name of a process (`web`, `api`).
 

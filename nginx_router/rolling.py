@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .deploy import Options, Show, Signals, Swap, Wanted, check_new, swap_and_wait, takeover, tell_retired, turn
 from .errors import NotDrained, RouterError, Terminated, UsageProblem
-from .names import WEB
+from .names import instance
 
 if TYPE_CHECKING:
     from .controller import Router
@@ -96,4 +96,4 @@ def _stopped(router: Router, app: str, now: Wanted, wanted: Wanted, size: int, o
 
 
 def _words(addresses: Mapping[str, Sequence[str]]) -> str:
-    return " ".join(a if p == WEB else f"{p}={a}" for p, each in addresses.items() for a in each)
+    return " ".join(instance(p, a) for p, each in addresses.items() for a in each)

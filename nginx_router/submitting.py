@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from . import faults
@@ -36,7 +37,7 @@ class Submitting:
     """The asking side of the queue of one root."""
 
     def __init__(self, paths: Paths, tables: Callable[[], Tables]) -> None:
-        self._paths, self._tables = paths, tables
+        self._paths, self._tables = paths, cache(tables)  # whoever waits looks for the lock twenty times a second and more
         self._queue = Queue(paths.queue)
         self._lock = FileLock(paths.lock)
         self._told: dict[str, Answers] = {}  # what this process led and no disk had room to answer

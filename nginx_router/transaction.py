@@ -33,7 +33,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from . import endpointlog, faults, journal, listening, routes, starting
@@ -48,6 +47,7 @@ from .queue import Queue
 from .remaking import remake
 from .settings import Paths
 from .store import Step, Store
+from .times import stamp
 from .validate import sweep, validate
 
 #: What the askers are told, by submission and by the place of the event in it, as JSON has it.
@@ -272,7 +272,7 @@ class Transaction:
             faults.step("files")
             told = answers(Done(number, None, 0.0))
             if base and is_logged:
-                by = {"time": _now(), "command": command, "submissions": told}
+                by = {"time": stamp(), "command": command, "submissions": told}
                 sent = routes.lines(*index.moved(base))
                 change = endpointlog.change(live, by, {name: plain(entry) for name, entry in entries.items()}, sent)
                 faults.step("staged")
@@ -439,10 +439,6 @@ class Transaction:
         return data_plane(self.paths, settings).facts(previous)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _files(candidate: Candidate, index: Index, command: str, answers: Answers) -> dict[str, str]:
     base = candidate.base
     files = candidate.stage_files(index) | {"state.json": json.dumps(index.as_json())}
@@ -451,7 +447,7 @@ def _files(candidate: Candidate, index: Index, command: str, answers: Answers) -
     manifest = Manifest(
         generation=index.number,
         parent=base.number if base else None,
-        time=_now(),
+        time=stamp(),
         command=command,
         apps=tuple(candidate.changed),
         added=tuple(sorted(after - before)),

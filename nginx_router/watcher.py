@@ -17,7 +17,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import NoReturn
 
 from . import anew
@@ -32,6 +31,7 @@ from .resolving import Addresses
 from .stillness import Burst
 from .systemd import Notifier
 from .takingup import TakingUp
+from .times import stamp
 from .watching import CODE, HOST, INTENT, LOST, POLL, ROOT, InotifyFull, Touch, Watching
 
 #: Seconds between two resolutions of the host names of endpoints.
@@ -345,11 +345,11 @@ class Watcher:
     # words
 
     def _tell(self, line: str) -> None:
-        self._out.data(f"{_now()} {line}")
+        self._out.data(f"{stamp()} {line}")
         self._out.flush()
 
     def _say(self, line: str) -> None:
-        self._out.say(f"{_now()} {line}")
+        self._out.say(f"{stamp()} {line}")
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -366,7 +366,3 @@ def _signals(leave: Callable[[], NoReturn], hangup: Callable[[], None]) -> Itera
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,7 +14,7 @@ from .conftest import Backend, until
 from .test_updates import HOST, Slow, switch, under_way
 
 if TYPE_CHECKING:
-    from .conftest import Live
+    from .conftest import Live, Result
 
 pytestmark = pytest.mark.timeout(180)
 HANDSHAKE = f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n".encode()
@@ -72,16 +72,21 @@ def lively(chat: Chat) -> Chat:
     return chat
 
 
-def test_a_deploy_waits_for_requests_and_tells_how_many_websockets_are_left(lively: Chat) -> None:
-    lively.connect(2)
-    lively.ask()
-    until(lambda: under_way(lively.live, lively.old) == InFlight(requests=1, websockets=2))
+def deployed_when_the_request_ends(lively: Chat) -> Result:
+    """A deploy that does not wait for websockets, and is seen to wait for the request that is under way."""
     deploy = lively.live.begin("apps:deploy", "blog", lively.new, "--websockets", "close", "--drain", "60", "--format", "json")
     until(lambda: lively.live.get(HOST).body == "new", 30, "the new instance")
     with pytest.raises(AssertionError):
         until(lambda: deploy.process.poll() is not None, 1.5)
     lively.old.may_go.set()
-    result = deploy.wait(20)
+    return deploy.wait(20)
+
+
+def test_a_deploy_waits_for_requests_and_tells_how_many_websockets_are_left(lively: Chat) -> None:
+    lively.connect(2)
+    lively.ask()
+    until(lambda: under_way(lively.live, lively.old) == InFlight(requests=1, websockets=2))
+    result = deployed_when_the_request_ends(lively)
     assert result.code == 0 and result.json["retired"] == [str(lively.old)], result
     assert (result.json["websockets"], result.json["forced"]) == (2, 0)
     assert f"2 websockets are still open on {lively.old}: whoever stops these cuts them" in result.err
@@ -108,12 +113,7 @@ def test_those_of_old_workers_are_known_too(lively: Chat) -> None:
     lively.ask()
     until(lambda: under_way(lively.live, lively.old).requests == 1)
     lively.live.done("domains:add", "blog", "www.blog.test")
-    deploy = lively.live.begin("apps:deploy", "blog", lively.new, "--websockets", "close", "--drain", "60", "--format", "json")
-    until(lambda: lively.live.get(HOST).body == "new", 30, "the new instance")
-    with pytest.raises(AssertionError):
-        until(lambda: deploy.process.poll() is not None, 1.5)
-    lively.old.may_go.set()
-    result = deploy.wait(20)
+    result = deployed_when_the_request_ends(lively)
     assert (result.code, result.json["websockets"], result.json["forced"]) == (0, 2, 0), result
 
 
