@@ -7,6 +7,7 @@ import fcntl
 import os
 import random
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -64,6 +65,18 @@ class World:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write what is rendered into the golden files instead of comparing")
+    parser.addoption("--own-processes", action="store_true", help="start every `router` anew, none as a fork of one that has imported all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In the background of a script SIGINT is ignored, and every process that a test starts would ignore it too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)  # not passed on, as `ignored` is
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first: begun last it would run on alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,73 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from .conftest import ROUTER, until
+from .conftest import until
 
 if TYPE_CHECKING:
-    from .conftest import Live
-
-#: Starts the commands of its arguments at once, waits for all, and says how each ended.
-MANY = """
-import json, subprocess, sys
-router, *commands = sys.argv[1:]
-pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-running = [subprocess.Popen([router, *json.loads(c), "--lock-timeout", "600"], **pipes) for c in commands]
-print(json.dumps([[*p.communicate(), p.returncode] for p in running]))
-"""
-#: The same, one after the other.
-IN_TURN = MANY.replace("running = [", "running = (").replace("for c in commands]", "for c in commands)")
+    from .conftest import Command, Forked, Live, Result
 
 
 class Callers:
-    """Processes that give several commands each, every one with its commands a process group of its own."""
+    """Several who give several commands each, `at_once` or one after the other."""
 
-    def __init__(self, live: Live, script: str, commands: list[list[list[str]]]) -> None:
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", script, str(ROUTER), *map(json.dumps, own)],
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "ROUTER_ROOT": str(live.paths.root)},
-                process_group=0,
-            )
-            for own in commands
-        ]
+    def __init__(self, live: Live, commands: list[list[list[str]]], *, at_once: bool = True) -> None:
+        self._live = live
+        self._started: list[Command | Forked] = []
+        self._threads = ThreadPoolExecutor(len(commands)) if not at_once else None
+        if self._threads:
+            self._own: list[Future[list[Result]]] = [self._threads.submit(self._in_turn, own) for own in commands]
+        else:
+            for own in commands:
+                self._started += [self._start(words) for words in own]
 
     def results(self) -> list[tuple[int, str, str]]:
         """(exit code, stdout, stderr) of each command."""
-        found = []
-        for process in self.processes:
-            out, _ = process.communicate(timeout=600)
-            assert process.returncode == 0
-            found += [(code, said, err) for said, err, code in json.loads(out)]
-        return found
+        found = [each for own in self._own for each in own.result()] if self._threads else [each.wait(600) for each in self._started]
+        return [(each.code, each.out, each.err) for each in found]
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to every command."""
-        for process in self.processes:
-            os.killpg(process.pid, number)
+        for command in self._started:
+            command.send_signal(number)
 
     def end(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            assert process.stdout
-            process.stdout.close()
-            process.wait(10)
+        for command in self._started:
+            command.end()
+        if self._threads:
+            self._threads.shutdown()
+
+    def _start(self, words: list[str]) -> Command | Forked:
+        return self._live.start(*words, "--lock-timeout", "600")
+
+    def _in_turn(self, own: list[list[str]]) -> list[Result]:
+        return [self._start(words).wait(600) for words in own]
 
 
 @contextmanager
-def callers(live: Live, script: str, commands: list[list[list[str]]]) -> Iterator[Callers]:
-    running = Callers(live, script, commands)
+def callers(live: Live, commands: list[list[list[str]]], *, at_once: bool = True) -> Iterator[Callers]:
+    running = Callers(live, commands, at_once=at_once)
     try:
         yield running
     finally:
@@ -83,7 +67,7 @@ def together(live: Live, commands: list[list[list[str]]], first: Sequence[list[s
         running = []
         try:
             for each in [*([[words]] for words in first), commands]:
-                running.append(cleanup.enter_context(callers(live, MANY, each)))
+                running.append(cleanup.enter_context(callers(live, each)))
                 number += sum(map(len, each))
                 until(lambda: live.queued() == number, 400, f"a queue of {number}")  # noqa: B023 - called at once
         except AssertionError as why:

@@ -1,4 +1,4 @@
-"""A root with a real nginx, real backends and real `router` processes: what the tests of the promises stand on."""
+"""A root with a real nginx, real backends and `router` processes (see `preloaded`): what the tests of the promises stand on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -24,6 +24,8 @@ from nginx_router.generations import Generations
 from nginx_router.processes import all_pids, children, command_line, is_alive, open_files
 from nginx_router.settings import Paths
 from nginx_router.store import Store
+
+from .preloaded import Fork, Preloaded
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 ROUTER = Path(sys.executable).with_name("router")
@@ -88,24 +90,62 @@ class Command:
             raise AssertionError(f"router {' '.join(self.argv)} did not end within {seconds:g} s\n{out}{err}") from None
         return Result(self.process.returncode, out, err, time.monotonic() - self._began)
 
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe
+            pipe.close()
+        self.process.wait(10)
+
+
+class Forked:
+    """A command that is a fork of a process that has imported all."""
+
+    def __init__(self, argv: list[str], fork: Fork) -> None:
+        self.argv, self._fork = argv, fork
+        self._began = time.monotonic()
+        self.send_signal, self.end = fork.send_signal, fork.end
+
+    def wait(self, seconds: float = 60.0) -> Result:
+        try:
+            return Result(*self._fork.wait(seconds), time.monotonic() - self._began)
+        except TimeoutError as late:
+            self.end()
+            raise AssertionError(f"router {' '.join(self.argv)} did not end within {seconds:g} s\n{late}") from None
+
 
 class Root:
     """One ROUTER_ROOT and the commands that are given on it."""
 
+    preloaded: ClassVar[Preloaded | None] = None
+
     def __init__(self, root: Path) -> None:
         self.paths = Paths(root)
         self.store, self.generations = Store(self.paths), Generations(self.paths)
-        self.commands: list[Command] = []
+        self.commands: list[Command | Forked] = []
 
     def begin(self, *argv: object, **environment: str) -> Command:
-        """Start a command and do not wait for it; `environment` is added to ours."""
+        """Start a command in a process of its own and do not wait for it; `environment` is added to ours."""
         command = Command(map(str, argv), {"ROUTER_ROOT": str(self.paths.root), **environment})
+        self.commands.append(command)
+        return command
+
+    def start(self, *argv: object, **environment: str) -> Command | Forked:
+        """The same in a fork of a process that has imported all, where nobody could tell."""
+        words, whole = list(map(str, argv)), {**os.environ, "ROUTER_ROOT": str(self.paths.root), **environment}
+        if self.preloaded is None or "ROUTER_KILL_AT" in whole or not self.preloaded.takes(words, whole):
+            return self.begin(*argv, **environment)
+        command = Forked(words, self.preloaded.begin(words, whole))
         self.commands.append(command)
         return command
 
     def __call__(self, *argv: object, seconds: float = 60.0, **environment: str) -> Result:
         """Run a command."""
-        return self.begin(*argv, **environment).wait(seconds)
+        return self.start(*argv, **environment).wait(seconds)
 
     def done(self, *argv: object, **environment: str) -> Result:
         """Run a command that must succeed."""
@@ -184,7 +224,7 @@ class Root:
         """What the directories say, what `current` says and what is kept are one thing, and nothing is half done."""
         index = self.generations.current()
         assert index is not None
-        assert not self.paths.intent.exists()
+        assert not self.store.is_changing()
         assert not list(self.paths.run.glob("validate-*"))
         assert not [p.name for p in self.paths.queue.iterdir() if p.suffix != ".json"]
         assert self.store.names() == sorted(index.apps), "the directories are the apps of the current generation"
@@ -202,12 +242,7 @@ class Root:
     def end(self) -> None:
         """End what still runs."""
         for command in self.commands:
-            if command.process.poll() is None:
-                command.process.kill()
-            for pipe in (command.process.stdout, command.process.stderr):
-                assert pipe
-                pipe.close()
-            command.process.wait(10)
+            command.end()
 
 
 class Live(Root):
@@ -334,9 +369,20 @@ class Backend:
         connection.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def preloaded(request: pytest.FixtureRequest) -> Iterator[Preloaded | None]:
+    """What runs the commands that are waited for; None: each is a process of its own."""
+    if not request.config.getoption("--own-processes"):
+        Root.preloaded = Preloaded(ROUTER)
+    yield Root.preloaded
+    if Root.preloaded is not None:
+        Root.preloaded.end()
+        Root.preloaded = None
+
+
 @pytest.fixture
 def router(router_root: Path) -> Iterator[Root]:
-    """Run commands as users do, each in a process of its own; nothing is started."""
+    """Run commands; nothing is started."""
     root = Root(router_root)
     yield root
     root.end()

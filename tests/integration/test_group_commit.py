@@ -12,7 +12,7 @@ import pytest
 
 from nginx_router.faults import STEPS
 
-from .callers import MANY, callers, together
+from .callers import callers, together
 from .conftest import NGINX, until
 
 if TYPE_CHECKING:
@@ -148,19 +148,19 @@ def test_commands_that_wait_with_bad_ones_among_them_are_served_or_end_with_thei
 
 
 @pytest.mark.parametrize(
-    "commands",
+    ("commands", "steps"),
     [
-        pytest.param(3, marks=pytest.mark.timeout(240), id="3 at each step"),
-        pytest.param(22, marks=[pytest.mark.slow, pytest.mark.timeout(1800)], id="22 at each step"),
+        pytest.param(3, ("taken", "files", "committed"), marks=pytest.mark.timeout(240), id="3 at some steps"),
+        pytest.param(22, STEPS[STEPS.index("taken") :], marks=[pytest.mark.slow, pytest.mark.timeout(1800)], id="22 at each step"),
     ],
 )
 def test_when_the_leader_is_killed_the_next_takes_over_and_no_answer_is_false(
-    apps: Live, taken_ports: tuple[int, int], commands: int
+    apps: Live, taken_ports: tuple[int, int], commands: int, steps: tuple[str, ...]
 ) -> None:
     live = apps
     wrong = bad_commands(live, taken_ports)
     bad = [("domains:add", "app10", "bad10.test"), ("domains:add", "app14", "bad14.test")]
-    for step in STEPS[STEPS.index("taken") :]:
+    for step in steps:
         before = len(live.journal())
         good = [("domains:add", f"app{n % 9:02}", f"{step}{n}.test") for n in range(commands - 1)]
         waiting = [list(words) for words in (*good, bad[STEPS.index(step) % 2])]
@@ -169,7 +169,7 @@ def test_when_the_leader_is_killed_the_next_takes_over_and_no_answer_is_false(
             with live.locked():
                 leader = live.begin(*killed, ROUTER_KILL_AT=step)
                 until(lambda: live.queued() == 1, 60, "the leader")
-                followers = cleanup.enter_context(callers(live, MANY, [[words] for words in waiting]))
+                followers = cleanup.enter_context(callers(live, [[words] for words in waiting]))
                 until(lambda: live.queued() == 1 + commands, 400, "a queue of all")
                 # only the one may win the lock who dies of it
                 followers.send(signal.SIGSTOP)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .callers import IN_TURN, callers, together
+from .callers import callers, together
 from .conftest import until
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_a_hundred_commands_that_wait_share_their_reloads(apps: Live) -> None:
 def test_commands_that_run_freely_are_all_applied(apps: Live, record_property: pytest.RecordProperty) -> None:
     commands = [[["domains:add", f"app{n % 5}", f"d{n}-{m}.test"] for m in range(6)] for n in range(10)]
     before = len(apps.journal())
-    with callers(apps, IN_TURN, commands) as running:
+    with callers(apps, commands, at_once=False) as running:
         results = running.results()
     assert [r for r in results if r[0] != 0] == []
     domains = [command[2] for own in commands for command in own]

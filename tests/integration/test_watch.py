@@ -78,7 +78,8 @@ class Watch:
         return sum(int(str(line["reloads"])) for line in self.taken_up())
 
     def is_quiet(self, seconds: float = 1.5) -> None:
-        """Nothing is said and nothing is changed for a while."""
+        """Nothing is said and nothing is changed for a while; of what was changed before, the line may still be on its way."""
+        until(lambda: all(f"generation {line['generation']}" in self.said for line in self.taken_up() if line["reloads"]), 5, "a line")
         before = (self.said, len(self.taken_up()))
         time.sleep(seconds)  # that nothing comes can only be waited for
         assert (self.said, len(self.taken_up())) == before, self.said
