@@ -1,12 +1,15 @@
 -- Routes that change without a reload: which instance answers is chosen here, when nginx is about to connect.
 --
 --   router_routes  name of a process's upstream -> its line; "version": what the router wrote last; "writes": how often it wrote;
---                  "epoch": counts these, and the times that an instance was found failing; "writing": somebody writes
---   router_counts  "n PID ADDRESS" requests under way, by worker and instance, "w PID ADDRESS" websockets; "t ADDRESS" both of
---                  all workers, where the way of choosing asks for it; "f ADDRESS" failures of late, "b ADDRESS" left out
---                  until it expires, "bad": there is such a one; "x PID" a worker that died, and is being taken off the totals
+--                  "epoch": counts these, and the times that an instance was found failing; "writing": somebody writes;
+--                  "memory SIZE": where the counters lie
+--   router_counts  "r PID ADDRESS" which counter has the requests under way, of a worker and an instance, "u PID ADDRESS" which has
+--                  its websockets; "counters" how many there are, "free" those that nobody has; "f ADDRESS" failures of late,
+--                  "b ADDRESS" left out until it expires, "bad": there is such a one; "x PID" a worker that died, and is being tidied
 --
--- A request without trouble looks into this memory three times: it counts, looks at the epoch, and counts back.
+-- A counter is a semaphore (sem_overview(7)) in memory that all processes of this nginx share.  It is posted when a request is
+-- given to an instance, and taken down by nginx itself when it frees the request: no Lua runs for that (measured: log_by_lua
+-- is a twentieth of what a request costs).  A request without trouble looks into no dictionary.
 --
 -- A line: METHOD MAX_FAILS FAIL_TIMEOUT HOST|PORT|WEIGHT|KIND... [canary=SHARE], KIND one of active, backup, canary, down; of 10,000
 -- clients SHARE get the canaries.
@@ -15,7 +18,8 @@ local bit = require "bit"
 local ffi = require "ffi"
 local get_request = require("resty.core.base").get_request
 local ngx, tonumber, tostring, random, min = ngx, tonumber, tostring, math.random, math.min
-local bxor, rshift, log = bit.bxor, bit.rshift, math.log
+local bxor, rshift, log, byte, sub = bit.bxor, bit.rshift, math.log, string.byte, string.sub
+local C, cast = ffi.C, ffi.cast
 local uintptr = ffi.typeof("uintptr_t")
 local routes, counts = ngx.shared.router_routes, ngx.shared.router_counts
 
@@ -23,17 +27,105 @@ local live = {}
 local known, before = {}, {} -- of this worker: the routes it has read, and those it had read until the write before
 local epoch, writes -- when that was
 local wary = true -- whether an instance may be left out
+local SPACE = 32 -- "NAME u" is a websocket of NAME: it may last for days, and who drains may not want to wait for it
+local OK = 0
 local BUSY = -3 -- NGX_BUSY: nobody to ask, which nginx answers with 502
 
-local held = {} -- request -> the count that it was given
-local refused = {} -- request -> the addresses that it was sent on from
-local parts, wholes = {}, 0 -- request id -> its subrequests that were given one; how many have such
+-- names of our own: another program's declarations of these functions may differ
+ffi.cdef [[
+typedef struct router_cleanup_s router_cleanup_t;
+struct router_cleanup_s { void *handler; void *data; router_cleanup_t *next; };
+router_cleanup_t *router_cleanup_add(void *request, size_t size) __asm__("ngx_http_cleanup_add");
+void *router_mmap(void *at, size_t size, int protection, int flags, int fd, long offset) __asm__("mmap");
+int router_sem_init(void *counter, int is_shared, unsigned value) __asm__("sem_init");
+int router_sem_post(void *counter) __asm__("sem_post");
+int router_sem_trywait(void *counter) __asm__("sem_trywait");
+int router_sem_getvalue(void *counter, int *value) __asm__("sem_getvalue");
+int router_kill(int pid, int signal) __asm__("kill");
+typedef struct { unsigned epoch; unsigned uncounted; } router_head_t;
+]]
+
+-- The memory of the counters: what all look at with each request, the counters of workers, and those of all workers together.
+local LINE = 64 -- bytes: a processor shares memory by these, and two workers are not to wait for each other
+local OWN, TOGETHER = 1048576, 262144
+local SIZE = (1 + OWN + TOGETHER) * LINE -- what is not used takes no room
+local WHERE = "memory " .. SIZE -- another release's program may want another size, and a reload brings that one in
 
 
--- What a request is known by is where it lies in this worker's memory, from its first byte to the log phase.
-local function current()
-    local at = tonumber(ffi.cast(uintptr, get_request())) -- no tail call: a trace would end here
+-- It lies where it lay before a reload, for the master is still the same: so does the dictionary that says where.
+local function memory_of_all()
+    local at = routes:get(WHERE)
+    if not at then
+        local made = C.router_mmap(nil, SIZE, 3, 0x4021, -1, 0) -- to read and write; shared, of no file, without a reserve
+        at = tonumber(cast(uintptr, made))
+        if at == tonumber(cast(uintptr, -1)) or not routes:safe_set(WHERE, at) then
+            error("no memory to count requests in", 0)
+        end
+    end
     return at
+end
+
+local memory = memory_of_all()
+assert(C.router_cleanup_add and C.router_sem_trywait) -- an nginx that does not show these takes no live updates: better known now
+local head = cast("router_head_t *", memory)
+local take_down = cast("void *", C.router_sem_trywait)
+local value = ffi.new("int[1]")
+
+local counters = {} -- of this worker: "r PID ADDRESS" -> its counter
+local unused = {} -- those that no route names any more, until what they count is over
+local addresses = {} -- number of a counter -> the address that it is for
+
+
+local function number_of(counter)
+    C.router_sem_getvalue(counter, value)
+    return value[0]
+end
+
+
+local function counter_at(number)
+    return cast("void *", memory + number * LINE)
+end
+
+
+-- of all workers; of 262,144 pairs of addresses one has it together, and each other's load
+local function counter_together(address)
+    return counter_at(1 + OWN + ngx.crc32_long(address) % TOGETHER)
+end
+
+
+-- A counter of this worker alone; nil: there is no room, and from now on nobody believes the counts.
+local function counter_of(kind, address)
+    local key = kind .. " " .. ngx.worker.pid() .. " " .. address
+    local found = counters[key]
+    if not found then
+        local number = counts:rpop("free")
+        if not number then
+            counts:safe_add("counters", 0)
+            number = counts:incr("counters", 1)
+        end
+        if not number or number > OWN or not counts:safe_set(key, number) then
+            head.uncounted = 1
+            return nil
+        end
+        found = { key = key, number = number, at = counter_at(number), users = 0 }
+        C.router_sem_init(found.at, 1, 0)
+        counters[key], addresses[number] = found, address
+    end
+    found.users = found.users + 1
+    unused[key] = nil
+    return found
+end
+
+
+-- What is not counted in any more goes when it is back at zero: another instance gets it.
+local function tidy()
+    for key, counter in pairs(unused) do
+        if number_of(counter.at) == 0 then
+            counts:delete(key)
+            counts:lpush("free", counter.number)
+            counters[key], unused[key], addresses[counter.number] = nil, nil, nil
+        end
+    end
 end
 
 
@@ -46,7 +138,6 @@ local function parse(line)
         line = line, method = words[1], max_fails = tonumber(words[2]), fail_timeout = tonumber(words[3]),
         active = {}, backup = {}, peers = {},
     }
-    local pid = ngx.worker.pid()
     local share = words[#words]:match("^canary=(%d+)$")
     if share then
         route.share, route.canary = tonumber(share), {}
@@ -55,12 +146,9 @@ local function parse(line)
         local host, port, weight, kind = words[n]:match("^(.-)|(%d+)|(%d+)|(%a+)$")
         local address = port == "0" and host or host .. ":" .. port
         local peer = {
-            host = host, port = tonumber(port), weight = tonumber(weight), address = address,
-            total = "t " .. address, fails = "f " .. address, bad = "b " .. address, current = 0,
+            host = host, port = port ~= "0" and tonumber(port) or nil, weight = tonumber(weight), address = address,
+            together = counter_together(address), fails = "f " .. address, bad = "b " .. address, current = 0,
         }
-        -- what a request is given: the same table each time, so that none is made for it
-        peer.request = { route = route, peer = peer, key = "n " .. pid .. " " .. address }
-        peer.websocket = { route = route, peer = peer, key = "w " .. pid .. " " .. address }
         route.peers[#route.peers + 1] = peer
         if kind == "active" or kind == "backup" or kind == "canary" then
             local among = route[kind]
@@ -82,18 +170,16 @@ local function parse(line)
 end
 
 
--- A count stays when it is back at zero, for the next request.  It goes when its route went: what stayed for ever would push
--- out the count of a long request one day.
 local function leave(route)
     for _, peer in ipairs(route.peers) do
-        for _, one in ipairs({ peer.request, peer.websocket }) do
-            one.is_left = true
-            if counts:get(one.key) == 0 then
-                counts:delete(one.key) -- this worker alone counts there
+        for _, kind in ipairs({ "r", "u" }) do
+            local counter = peer[kind]
+            if counter then
+                counter.users, peer[kind] = counter.users - 1, nil
+                if counter.users == 0 then
+                    unused[counter.key] = counter
+                end
             end
-        end
-        if route.totals and (counts:get(peer.total) or 1) <= 0 then
-            counts:delete(peer.total)
         end
     end
 end
@@ -101,12 +187,9 @@ end
 
 -- Whether what this worker goes by is the newest; where it was not, it is from now on.
 local function is_up_to_date()
-    local now = routes:get("epoch") or 0
+    local now = head.epoch
     if now == epoch then
         return true
-    end
-    if epoch == nil then
-        math.randomseed(ngx.worker.pid() + ngx.now() * 1000) -- else all workers begin at the same instance
     end
     local written = routes:get("writes") or 0
     if written ~= writes then
@@ -116,6 +199,7 @@ local function is_up_to_date()
             end
         end
         before, known = known, {}
+        tidy()
     end
     epoch, writes, wary = now, written, true
     return false
@@ -169,7 +253,7 @@ end
 
 
 local function load_of(peer)
-    return (counts:get(peer.total) or 0) / peer.weight
+    return number_of(peer.together) / peer.weight
 end
 
 
@@ -303,144 +387,161 @@ local function choose(route, tried)
 end
 
 
--- A request that asks for an upgrade is a websocket: it may last for days, and who drains may not want to wait for it.
-local function hold(peer)
-    local one = ngx.var.router_upgrade == "" and peer.request or peer.websocket
-    counts:incr(one.key, 1, 0)
-    if one.route.totals then
-        counts:incr(peer.total, 1, 0)
-    end
-    return one
-end
-
-
-local function let_go(one)
-    local left = counts:incr(one.key, -1)
-    if one.is_left and left and left <= 0 then
-        counts:delete(one.key)
-    end
-    if one.route.totals then
-        left = counts:incr(one.peer.total, -1)
-        if one.is_left and left and left <= 0 then
-            counts:delete(one.peer.total)
-        end
-    end
-end
-
-
-local function failed(one)
-    local route, peer = one.route, one.peer
+local function failed(route, peer)
     if not route.minds_failures then
         return
     end
-    local fails = counts:incr(peer.fails, 1, 0, route.fail_timeout)
+    counts:safe_add(peer.fails, 0, route.fail_timeout)
+    local fails = counts:incr(peer.fails, 1)
     if fails and fails >= route.max_fails then
-        counts:set(peer.bad, true, route.fail_timeout)
+        counts:safe_set(peer.bad, true, route.fail_timeout)
         if (counts:ttl("bad") or 0) < route.fail_timeout then
-            counts:set("bad", true, route.fail_timeout)
+            counts:safe_set("bad", true, route.fail_timeout)
         end
         counts:delete(peer.fails)
-        routes:incr("epoch", 1, 0) -- so that the workers look who it is, and look for none as long as there is none
+        -- so that the workers look who it is, and look for none as long as there is none
+        head.epoch = routes:incr("epoch", 1, 0) % 4294967296
     end
 end
 
 
--- It was tried and let go: it failed, or what it answered led to another one (X-Accel-Redirect, error_page).
-local function put_back(request, one, why)
-    held[request] = nil
-    if why == "failed" then
-        failed(one) -- and not "next": an answer that proxy_next_upstream sends on, such as http_404
+local function failed_at(route, address)
+    for _, peer in ipairs(route and route.peers or {}) do
+        if peer.address == address then
+            return failed(route, peer)
+        end
     end
-    let_go(one)
-    local tried = why and (refused[request] or {}) or nil
-    if tried then
-        tried[one.peer.address] = true
-    end
-    refused[request] = tried
-    return tried
 end
 
 
--- A subrequest (auth_request, mirror) has no log phase: it ends with the whole.
-local function note_part(request)
-    local id = ngx.var.request_id
-    if not parts[id] then
-        parts[id], wholes = {}, wholes + 1
-    end
-    table.insert(parts[id], request)
+-- Which counter a request is counted in stands where nginx reads it as it frees the request, in its list of what is to be done then:
+--
+--   take_down, counter     of an instance; one that was tried in vain has no take_down any more
+--   take_down, counter     of all workers, where the way of choosing asks for it
+--   nothing, request       whose they are: a subrequest (auth_request, mirror) has no such list, its main request's ends it
+local function note(entry, counter)
+    entry.handler, entry.data = take_down, counter
+    C.router_sem_post(counter)
 end
 
 
--- balancer_by_lua
+local function take_back(entry)
+    if entry.handler == take_down then
+        entry.handler = nil
+        C.router_sem_trywait(entry.data)
+        return true
+    end
+    return false
+end
+
+
+-- It was tried and let go: it failed, or what it answered led to another one (X-Accel-Redirect, error_page).  `entry` is what the
+-- list begins with; what comes back is why, and the addresses that were tried.
+local function put_back(request, entry, name)
+    local why, tried, group = nil, nil, {}
+    while entry ~= nil do
+        local number = (tonumber(cast(uintptr, entry.data)) - memory) / LINE
+        if number > 0 and number < SIZE / LINE then
+            group[#group + 1] = entry
+        elseif group[1] then
+            if entry.data == request then
+                why = why or balancer.get_last_failure()
+                tried = why and (tried or {})
+                for _, each in ipairs(group) do
+                    local address = addresses[(tonumber(cast(uintptr, each.data)) - memory) / LINE]
+                    if take_back(each) and why == "failed" and address then
+                        failed_at(route_of(name), address) -- and not "next": an answer that proxy_next_upstream sends on, such as http_404
+                    end
+                    if not why then
+                        each.data = nil
+                    elseif address then
+                        tried[address] = true
+                    end
+                end
+            end
+            group = {}
+        end
+        entry = entry.next
+    end
+    return why, tried
+end
+
+
+-- Whether it was given to an instance; nil: the routes changed meanwhile.
+local function give(request, entry, name, kind, tried, again)
+    local route = route_of(name)
+    local peer = route and choose(route, tried)
+    if not peer then
+        return is_up_to_date() and BUSY or nil
+    end
+    local counter = peer[kind]
+    if not counter then
+        counter = counter_of(kind, peer.address)
+        peer[kind] = counter
+    end
+    if counter then
+        note(entry, counter.at)
+    end
+    -- counted first, then looked again: whoever wrote before it saw the count at zero is heeded here
+    if not is_up_to_date() then
+        take_back(entry)
+        return nil
+    end
+    if route.totals then
+        local too = C.router_cleanup_add(request, 0)
+        if too ~= nil then
+            note(too, peer.together)
+        end
+    end
+    if route.most > 1 and not again then
+        balancer.set_more_tries(min(route.most - 1, 100))
+    end
+    local ok, why = balancer.set_current_peer(peer.host, peer.port)
+    if not ok then
+        ngx.log(ngx.ERR, "router: ", name, ": ", peer.address, ": ", why)
+        return BUSY
+    end
+    return OK
+end
+
+
+-- balancer_by_lua; without trouble it goes through no loop and makes no table, so that LuaJIT compiles it as a whole.
 function live.balance()
-    local request, name = current(), ngx.var.router_process
-    local last, again, tried = held[request], nil, nil
-    if last then
-        again = balancer.get_last_failure()
-        tried = put_back(request, last, again)
-    elseif ngx.is_subrequest then
-        note_part(request)
+    local request, kind, name = get_request(), "r", ngx.var.router_process
+    if byte(name, -2) == SPACE then
+        kind, name = "u", sub(name, 1, -3)
     end
-    for _ = 1, 100 do
-        local route = route_of(name)
-        local peer = route and choose(route, tried)
-        if not peer then
-            if is_up_to_date() then
-                return ngx.exit(BUSY)
-            end
-        else
-            local one = hold(peer)
-            -- counted first, then looked again: whoever wrote before it saw the count at zero is heeded here
-            if is_up_to_date() then
-                held[request] = one
-                if route.most > 1 and not again then
-                    balancer.set_more_tries(min(route.most - 1, 100))
-                end
-                local ok, why = balancer.set_current_peer(peer.host, peer.port > 0 and peer.port or nil)
-                if not ok then
-                    ngx.log(ngx.ERR, "router: ", name, ": ", peer.address, ": ", why)
-                    return ngx.exit(BUSY)
-                end
-                return
-            end
-            let_go(one)
+    local whose = C.router_cleanup_add(request, 0)
+    local entry = C.router_cleanup_add(request, 0)
+    if whose == nil or entry == nil then
+        return ngx.exit(BUSY) -- no memory
+    end
+    whose.data = request
+    local again, tried
+    local others = whose.next -- nginx's own: a request begins with that one
+    if others ~= nil and others.next ~= nil then
+        again, tried = put_back(request, others, name)
+    end
+    local given = give(request, entry, name, kind, tried, again)
+    if given == nil then
+        for _ = 1, 100 do
+            given = given or give(request, entry, name, kind, tried, again)
         end
     end
-    return ngx.exit(BUSY)
-end
-
-
-local function finish(request)
-    local one = held[request]
-    if one then
-        held[request] = nil
-        let_go(one)
-    end
-    if refused[request] then
-        refused[request] = nil
+    if given ~= OK then
+        return ngx.exit(BUSY)
     end
 end
 
 
--- log_by_lua
+-- log_by_lua of where nginx answers itself, because no instance did: the last that was tried has failed as well.
 function live.done()
-    local request = current()
-    local one = held[request]
-    if one and one.route.minds_failures and ngx.status >= 502 then
-        local status = ngx.var.upstream_status or ""
-        if (status:match("502$") or status:match("504$")) and (ngx.var.upstream_bytes_received or ""):match("(%d+)$") == "0" then
-            failed(one)
-        end
+    if ngx.status < 502 then
+        return
     end
-    finish(request)
-    if wholes > 0 and not ngx.is_subrequest then
-        local id = ngx.var.request_id
-        for _, part in ipairs(parts[id] or {}) do
-            finish(part)
-        end
-        if parts[id] then
-            parts[id], wholes = nil, wholes - 1
-        end
+    local status = ngx.var.upstream_status or ""
+    if (status:match("502$") or status:match("504$")) and (ngx.var.upstream_bytes_received or ""):match("(%d+)$") == "0" then
+        failed_at(route_of(ngx.var.router_process:match("%S+")), ngx.var.upstream_addr:match("([^, ]+)$"))
     end
 end
 
@@ -451,9 +552,12 @@ local function put(name, line)
 end
 
 
+local OTHERS = { version = true, writes = true, epoch = true, writing = true, [WHERE] = true }
+
+
 local function forget_all_but(kept)
     for _, name in ipairs(routes:get_keys(0)) do
-        if not kept[name] and name ~= "version" and name ~= "writes" and name ~= "epoch" and name ~= "writing" then
+        if not kept[name] and not OTHERS[name] then
             routes:delete(name)
         end
     end
@@ -462,7 +566,7 @@ end
 
 local function announce()
     routes:incr("writes", 1, 0)
-    routes:incr("epoch", 1, 0)
+    head.epoch = routes:incr("epoch", 1, 0) % 4294967296
 end
 
 
@@ -556,29 +660,28 @@ function live.load(path)
 end
 
 
-pcall(ffi.cdef, "int kill(int pid, int sig);")
-
-
 local function is_alive(pid)
-    return ffi.C.kill(tonumber(pid), 0) == 0 or ffi.errno() ~= 3 -- ESRCH
+    return C.router_kill(tonumber(pid), 0) == 0 or ffi.errno() ~= 3 -- ESRCH
 end
 
 
--- init_worker_by_lua: what a worker that was killed had under way is over, also where all workers' is summed up
+-- init_worker_by_lua: what a worker that ended had under way is over, also where all workers' is summed up
 function live.begin()
+    math.randomseed(ngx.worker.pid() + ngx.now() * 1000) -- else all workers begin at the same instance
     local mine, dead = tostring(ngx.worker.pid()), {}
     for _, key in ipairs(counts:get_keys(0)) do
-        local pid, address = key:match("^[nw] (%d+) (.+)$")
+        local pid, address = key:match("^[ru] (%d+) (.+)$")
         if pid and dead[pid] == nil then
-            -- several workers may begin at once: one of them takes it off
-            dead[pid] = (pid == mine or not is_alive(pid)) and counts:add("x " .. pid, true, 10) or false
+            -- several workers may begin at once: one of them does it
+            dead[pid] = (pid == mine or not is_alive(pid)) and counts:safe_add("x " .. pid, true, 10) or false
         end
         if pid and dead[pid] then
-            local left, total = counts:get(key) or 0, "t " .. address
-            counts:delete(key)
-            if left > 0 and (counts:incr(total, -left) or 0) < 0 then
-                counts:delete(total)
+            local number = counts:get(key)
+            for _ = 1, number_of(counter_at(number)) do
+                C.router_sem_trywait(counter_together(address))
             end
+            counts:delete(key)
+            counts:lpush("free", number)
         end
     end
 end
@@ -599,21 +702,22 @@ local function in_flight()
     end
     local every = not arguments.address and counts:get_keys(0)
     for _, pid in ipairs(each(arguments.pid)) do
-        local found = { n = 0, w = 0 }
+        local found = { r = 0, u = 0 }
         local function add(kind, key)
-            found[kind] = found[kind] + math.max(0, counts:get(key) or 0)
+            local number = counts:get(key)
+            found[kind] = found[kind] + (number and number_of(counter_at(number)) or 0)
         end
         for _, key in ipairs(every or {}) do
-            local kind, whose = key:match("^([nw]) (%d+) ")
+            local kind, whose = key:match("^([ru]) (%d+) ")
             if whose == pid then
                 add(kind, key)
             end
         end
         for _, address in ipairs(every and {} or each(arguments.address)) do
-            add("n", "n " .. pid .. " " .. address)
-            add("w", "w " .. pid .. " " .. address)
+            add("r", "r " .. pid .. " " .. address)
+            add("u", "u " .. pid .. " " .. address)
         end
-        lines[#lines + 1] = pid .. " " .. found.n .. " " .. found.w
+        lines[#lines + 1] = pid .. " " .. found.r .. " " .. found.u
     end
     return table.concat(lines, "\n")
 end
@@ -658,8 +762,10 @@ end
 -- content_by_lua of the admin socket, which lies in a directory of the router's own
 function live.admin()
     if ngx.req.get_method() == "GET" then
-        if ngx.var.uri == "/in-flight" then
+        if ngx.var.uri == "/in-flight" and head.uncounted == 0 then
             return answer(200, in_flight())
+        elseif ngx.var.uri == "/in-flight" then
+            return answer(507, "there was no room to count in: since then nobody knows")
         end
         return answer(200, state())
     end

@@ -75,8 +75,10 @@ def spread(live: Live, count: int) -> Counter[str]:
 class Half:
     """An instance that takes a request and hangs up without an answer."""
 
-    def __init__(self) -> None:
-        self.asked = 0
+    def __init__(self, waits: bool = False) -> None:
+        self.asked, self.may_go = 0, threading.Event()
+        if not waits:
+            self.may_go.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -85,6 +87,7 @@ class Half:
         return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def close(self) -> None:
+        self.may_go.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(10)
@@ -97,12 +100,21 @@ class Half:
                 with connection:
                     connection.recv(65536)
                     self.asked += 1
+                    self.may_go.wait(30)
 
 
 @pytest.fixture
 def half() -> Iterator[Half]:
     """An instance that takes a request and hangs up without an answer."""
     one = Half()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def slow_half() -> Iterator[Half]:
+    """The same, which hangs up when it may."""
+    one = Half(waits=True)
     yield one
     one.close()
 
@@ -175,6 +187,28 @@ def test_a_request_that_an_instance_began_is_repeated_only_if_that_is_safe(both:
             return int(client.recv(65536).split()[1])
 
     assert {post() for _ in range(6)} == {200, 502}
+
+
+@pytest.mark.parametrize("page", ["nginx's", "router's", "own"])
+def test_a_request_that_may_not_be_repeated_counts_as_a_failure_too(
+    both: Live, half: Half, backend: Callable[..., Backend], page: str
+) -> None:
+    if page == "own":
+        both.snippet("blog", "error_page 502 504 =502 /sorry;\nlocation = /sorry { return 502 sorry; }\n")
+    both.app("blog", [HOST], [half, backend("good")])
+    both.done("reconcile")
+    both.done("nginx:set", "blog", "fail-timeout", "60s")
+    if page == "router's":
+        both.done("nginx:set", "blog", "error-pages", "default")
+
+    def post() -> int:
+        with socket.create_connection(("127.0.0.1", both.port), timeout=10) as client:
+            client.sendall(f"POST / HTTP/1.0\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\nab".encode())
+            return int(client.recv(65536).split()[1])
+
+    answers = [post() for _ in range(40)]
+    assert 1 <= answers.count(502) <= 2 * len(both.workers()), "it is left out from its first failure on"
+    assert set(answers[-20:]) == {200}
 
 
 def test_an_app_without_instances_says_so(both: Live, three: list[Backend]) -> None:
@@ -364,6 +398,128 @@ def test_what_is_asked_in_parts_is_counted_in_parts(lively: Live, slow: Slow) ->
     asking.join(10)
     assert answers == ["slowslow"]
     until(lambda: under_way(lively, slow) == InFlight(), what="nothing under way")
+
+
+def test_an_old_worker_is_counted_in_whatever_came_after_it(lively: Live, slow: Slow) -> None:
+    lively.app("blog", [HOST], [slow])
+    lively.done("reconcile")
+    asking = threading.Thread(target=lively.get, args=(HOST, "/slow"))
+    asking.start()
+    assert slow.held.wait(10)
+    old = lively.workers()
+    for number in range(3):
+        lively.done("domains:add", "blog", f"more{number}.test")
+    assert under_way(lively, slow) == InFlight(), "the new workers have nothing"
+    assert socket_of(lively).in_flight(old, [str(slow)]) == InFlight(requests=1)
+    slow.may_go.set()
+    asking.join(10)
+    until(lambda: socket_of(lively).in_flight(old, [str(slow)]) == InFlight())
+
+
+def test_a_request_is_counted_where_it_is_and_not_where_it_failed(lively: Live, half: Half, slow: Slow) -> None:
+    lively.app("blog", [HOST], [half, slow])
+    lively.done("reconcile")
+    lively.done("nginx:set", "blog", "load-balancing", "least_conn")
+    asking = [threading.Thread(target=lively.get, args=(HOST, "/slow")) for _ in range(4)]
+    for thread in asking:
+        thread.start()
+    until(lambda: under_way(lively, slow) == InFlight(requests=4))
+    assert half.asked
+    assert under_way(lively, half) == InFlight()
+    slow.may_go.set()
+    for thread in asking:
+        thread.join(10)
+    until(lambda: under_way(lively, slow, half) == InFlight())
+
+
+def test_a_failure_counts_though_routes_changed_since_it_was_asked(lively: Live, slow_half: Half, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [slow_half, three[0]])
+    lively.app("shop", ["shop.test"], [three[1]])
+    lively.done("reconcile")
+    lively.done("nginx:set", "blog", "fail-timeout", "60s")
+    answers: list[str] = []
+    asking = []
+    while not slow_half.asked:
+        asking.append(threading.Thread(target=lambda: answers.append(lively.get(HOST).body)))
+        asking[-1].start()
+        time.sleep(0.1)
+    lively.done("apps:upstreams:add", "shop", three[2])
+    for _ in range(12):
+        assert lively.get("shop.test").status == 200, "and so each worker has looked"
+    slow_half.may_go.set()
+    for thread in asking:
+        thread.join(10)
+    assert set(answers) == {"one"}
+    asked = slow_half.asked
+    assert spread(lively, 20) == {"one": 20}
+    assert slow_half.asked == asked, "it is left out"
+
+
+def test_new_workers_begin_at_different_instances(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], three)
+    lively.done("reconcile")
+    first = set()
+    for _ in range(12):
+        before = lively.workers()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda before=before: len(lively.workers()) == len(before) and not set(lively.workers()) & set(before))  # type: ignore[misc]
+        first.add(lively.get(HOST).body)
+    assert len(first) > 1, "of the first that each one asks"
+
+
+def test_an_instance_that_is_late_is_said_so_whatever_a_snippet_does_with_pages(both: Live, slow: Slow) -> None:
+    both.app("blog", [HOST], [slow])
+    both.snippet("blog", "recursive_error_pages on;\n")
+    both.done("reconcile")
+    both.done("nginx:set", "blog", "proxy-read-timeout", "500ms")
+    assert both.get(HOST, "/slow").status == 504
+
+
+def test_a_program_that_wants_more_counters_takes_over_by_a_reload(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], three)
+    lively.done("reconcile")
+    lively.done("nginx:set", "blog", "load-balancing", "least_conn")
+    assert len(spread(lively, 20)) == 3
+    program, before = lively.paths.current / "live.lua", lively.workers()
+    text = program.read_text()
+    assert "local OWN, TOGETHER = 1048576, 262144\n" in text
+    program.write_text(text.replace("OWN, TOGETHER = 1048576", "OWN, TOGETHER = 4194304"))
+    lively.done("proxy:reload")
+    until(lambda: lively.workers() and not set(lively.workers()) & set(before))
+    after = pids(lively)
+    assert len(spread(lively, 60)) == 3 and pids(lively) == after, "no worker died"
+
+
+def with_counters(live: Live, own: int) -> None:
+    """Start nginx anew with a program that has room for so few counters."""
+    live.done("proxy:stop")
+    program = live.paths.current / "live.lua"
+    text = program.read_text()
+    assert "local OWN, TOGETHER = 1048576, 262144\n" in text
+    program.write_text(text.replace("OWN, TOGETHER = 1048576", f"OWN, TOGETHER = {own}"))
+    live.done("proxy:start")
+
+
+def test_one_counter_serves_many_instances_one_after_the_other(lively: Live, backend: Callable[..., Backend]) -> None:
+    lively.app("blog", [HOST], [backend("v0")])
+    lively.done("reconcile")
+    with_counters(lively, 4 * len(lively.workers()))
+    for number in range(20):
+        instance = backend(f"v{number}")
+        line = f"round_robin 1 10 127.0.0.1|{instance.port}|1|active"
+        socket_of(lively).take(f"test-{number}", None, lambda line=line: {"router_blog.web": line})  # type: ignore[misc]
+        assert spread(lively, 8) == {f"v{number}": 8}
+    assert socket_of(lively).in_flight(lively.workers(), None) == InFlight()
+
+
+def test_where_no_counter_is_left_nobody_believes_the_counts(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.done("reconcile")
+    with_counters(lively, 0)
+    assert spread(lively, 10) == {"one": 10}, "it is served all the same"
+    with pytest.raises(ReloadFailed, match="no room to count"):
+        under_way(lively, three[0])
 
 
 def test_an_upload_goes_where_the_newest_version_says(lively: Live, three: list[Backend]) -> None:
