@@ -131,6 +131,23 @@ class Directory:
             raise
         os.fsync(self._fd)
 
+    def try_writing(self, data: bytes) -> None:
+        """Find out whether a file that holds `data` can be made here; nobody sees it, and no crash leaves it behind.
+
+        Raises:
+            OSError: it cannot.
+        """
+        try:
+            fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+        except OSError as why:
+            if why.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+                return  # a file system without files that have no name
+            raise OSError(why.errno, os.strerror(why.errno or 0), str(self.path)) from None
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+
     def remove(self, name: str) -> None:
         """Remove the file `name`, if it is there."""
         with contextlib.suppress(FileNotFoundError):

@@ -24,6 +24,12 @@ from .render import Renderer
 from .rendering import Rendered, render
 from .store import Step, Store, Write
 
+#: What this process parsed and rendered of late, by app: what an asker finds before it waits for the host lock it need not
+#: find again under it, where everybody waits.
+_parsed: dict[str, list[tuple[Texts, Tables, App]]] = {}
+_rendered: dict[str, list[tuple[tuple[Any, ...], Rendered]]] = {}
+_MOST_APPS, _MOST_OF_ONE = 16, 3
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -78,7 +84,12 @@ class Candidate:
 
     def parse(self, app: str, texts: Texts) -> App:
         """The app these texts describe."""
-        return parse_app(app, texts, self._tables)
+        for known_texts, known_tables, known in _parsed.get(app, ()):
+            if known_tables is self._tables and known_texts == texts:
+                return known
+        found = parse_app(app, texts, self._tables)
+        _keep(_parsed, app, (dict(texts), self._tables, found))  # a copy: who asks goes on to change them
+        return found
 
     def names(self) -> list[str]:
         """Every app there is."""
@@ -163,11 +174,10 @@ class Candidate:
 
     def lost_objects(self) -> dict[str, bytes]:
         """Objects of apps that events looked at, which the disk lost or somebody changed."""
-        kept = {sha: data for r in self._rendered.values() if r is not None for sha, data in r.objects()}
-        for sha in self.inlined():
-            kept.pop(sha, None)
         named = {sha for r in self.changed.values() if r is not None for sha, _ in r.objects()}
-        return {sha: data for sha, data in kept.items() if sha not in named and not self.generations.is_intact(sha)}
+        kept = {sha: data for r in self._rendered.values() if r is not None for sha, data in r.objects() if sha not in named}
+        inlined = self.inlined() if kept else {}
+        return {sha: data for sha, data in kept.items() if sha not in inlined and not self.generations.is_intact(sha)}
 
     def index(self, number: int, probe: str, live: str = "") -> Index:
         """What generation `number` is made of; `live` is the version of its routes, where those change without a reload."""
@@ -459,7 +469,13 @@ class Candidate:
             resolved={host: ips for host, ips in sorted(facts.resolved.items()) if host in used},
             unhealthy=health.still_out(facts, app, self._tables, self.settings.plugins),
         )
-        return render(self._renderer, self.store.paths.objects, app, texts, facts)
+        made_of = (self.store.paths, self.settings, self.facts)
+        for known_of, known in _rendered.get(name, ()):
+            if known.app is app and known.facts == facts and known_of == made_of:
+                return known
+        rendered = render(self._renderer, self.store.paths.objects, app, texts, facts)
+        _keep(_rendered, name, (made_of, rendered))
+        return rendered
 
     def _set_globals(self, config: str, domains: str) -> str:
         settings = parse_globals(config, domains, self._tables)
@@ -539,6 +555,12 @@ class Candidate:
     def _restore(self, saved: tuple[Any, ...]) -> None:
         self._texts, self._moves, self._rendered, self._owners = saved[:4]
         self.config, self.global_domains, self.settings, self.facts, self._renderer, self.problem = saved[4:]
+
+
+def _keep(known: dict[str, list[Any]], app: str, found: Any) -> None:
+    known[app] = [found, *known.pop(app, [])[: _MOST_OF_ONE - 1]]
+    for old in list(known)[:-_MOST_APPS]:
+        del known[old]
 
 
 def _without_lost(base: Index, generations: Generations) -> Index:

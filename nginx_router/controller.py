@@ -301,10 +301,10 @@ class Router:
     def rehearsal(self) -> Candidate:
         """The next generation in the making, for a look at what an event would do."""
         from .candidate import Candidate
-        from .dataplane import data_plane
+        from .dataplane import host_facts
 
         def facts(settings: Globals, previous: Any) -> Any:
-            return data_plane(self.paths, settings).facts(previous)
+            return host_facts(self.paths, settings, previous)
 
         return Candidate(self.store, self.generations, self.index(), self.tables(), facts)
 

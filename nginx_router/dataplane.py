@@ -6,6 +6,7 @@ prove.  Checks of `doctor` and the set-up of host mode know which program it is,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,28 @@ class DataPlane(Protocol):
 
     def orphans(self) -> list[Orphan]:
         """What an earlier one that was killed left running."""
+
+
+#: What this process found last: of which root, when, for what it was asked.
+_found: dict[Paths, tuple[float, tuple[Globals, HostFacts | None], HostFacts]] = {}
+
+
+def host_facts(paths: Paths, settings: Globals, previous: HostFacts | None, *, age: float = 0.0) -> HostFacts:
+    """What a generation must know of this host, as it was `age` seconds ago at most.
+
+    Who asks under the host lock has asked a moment before it, and everybody waits.
+
+    Raises:
+        UsageProblem: what the host has cannot be read.
+    """
+    asked, now = (settings, previous), time.monotonic()
+    known = _found.get(paths)
+    if known and now - known[0] < age and known[1] == asked and not settings.is_host_mode:
+        return known[2]
+    found = data_plane(paths, settings).facts(previous)
+    _found.clear()
+    _found[paths] = now, asked, found
+    return found
 
 
 def data_plane(paths: Paths, settings: Globals) -> DataPlane:

@@ -58,16 +58,23 @@ class Index:
     live: str = ""  # the version of the routes that nginx has of it; empty: endpoint changes reload
     log: int = 0  # how long its endpoints.log is
     is_lost: bool = False  # its endpoints.log is not what was written: where requests go, the directories alone know
-    last: Mapping[str, Any] = field(default_factory=dict)  # who made the last change of that log: time, command, submissions
+    last: Mapping[str, Any] = field(default_factory=dict)  # who made the last change of that log: time, command, submissions, steps
+    since: int = 0  # where that change begins
+    behind: str = ""  # the version that it came to, if it needs nothing more
 
     def is_of(self, root: Path) -> bool:
         """Whether it was made in `root`; a root that was copied or moved holds generations of another place."""
         return self.root in ("", str(root))
 
     @property
+    def is_unfinished(self) -> bool:
+        """Whether the files of its log's last change may not be written, and its askers not told."""
+        return "steps" in self.last and not self.behind and not self.is_lost
+
+    @property
     def owners(self) -> dict[str, str]:
         """Domain -> app."""
-        return {d: name for name, each in values_of(self.apps).items() for d in each.get("domains", ())}
+        return Entries.of(self.apps).owners
 
     @property
     def routes(self) -> dict[str, str]:
@@ -170,7 +177,10 @@ class Generations:
             apps = Entries.of(index.apps).overlaid(log.apps) if log.apps else index.apps
         except ValueError as why:
             raise self._corrupt(number, endpointlog.NAME, str(why)) from None
-        return replace(index, apps=apps, live=log.version, log=log.size, is_lost=not log.is_whole, last=log.last)
+        behind = log.version if log.last and log.is_done else ""
+        return replace(
+            index, apps=apps, live=log.version, log=log.size, is_lost=not log.is_whole, last=log.last, since=log.begins, behind=behind
+        )
 
     def named(self, number: int) -> set[str]:
         """Every object that generation `number` names; its log names none, and where that is lost these are needed.

@@ -52,6 +52,7 @@ class Leader:
         self._answers: dict[str, dict[int, Answer]] = {}
         self._told = {} if told is None else told  # what this process asked and no disk had room to answer
         self._waiting: dict[str, Submission] = {}
+        self._keep: int | None = None  # how many generations are kept, by the last change
 
     def run(self) -> None:
         """Mend what a crash left, then answer everything that waits and need not wait for a later reload."""
@@ -66,6 +67,9 @@ class Leader:
             for submission in submissions:
                 self._hand_out(submission.id)
             self.transaction.began = time.monotonic()
+        if self._keep is not None:
+            with contextlib.suppress(RouterError, OSError):
+                self.transaction.fold(self._keep)
 
     def _units(self, submission: Submission) -> list[Unit]:
         events = [(n, e) for n, e in enumerate(submission.events) if n not in self._answers[submission.id]]
@@ -95,7 +99,7 @@ class Leader:
         failed = batch.fill(a.units)
         if batch.units:
             try:
-                notes = self.transaction.bring_up(batch.candidate, _command(batch))
+                notes = self.transaction.serving.bring_up(batch.candidate, _command(batch))
                 done = self.transaction.apply(batch.candidate, _command(batch), lambda done: _answers(batch, done))
                 done = replace(done, notes=notes)
             except Exception as why:
@@ -147,7 +151,8 @@ class Leader:
         faults.step("answered")
         # this one is served: what cannot be tidied now is tidied after a later change
         with contextlib.suppress(RouterError, OSError):
-            self.transaction.settled(int(batch.candidate.settings.get("generations-keep")))
+            self._keep = int(batch.candidate.settings.get("generations-keep"))
+            self.transaction.settled(self._keep)
         with contextlib.suppress(OSError):
             if served := {name: None for applied in batch.applied for a in applied for name in a.edit.apps}:
                 self._store.mark_stale(served)

@@ -36,6 +36,12 @@ Tables = Collection[str] | Mapping[str, Keys]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
+#: Host-wide settings that this process has parsed, with what they were parsed from: a change asks for the same a dozen times,
+#: and holds everybody up meanwhile.
+_known_globals: list[tuple[tuple[str, str], Tables, Globals]] = []
+_MOST_KNOWN = 4
+
+
 @dataclass(frozen=True)
 class App:
     """One app as its files say it."""
@@ -250,6 +256,15 @@ def parse_globals(config: str, domains_text: str, tables: Tables = ()) -> Global
     Raises:
         UsageProblem: a file breaks a rule; file and line are named.
     """
+    for texts, known_tables, known in _known_globals:
+        if texts == (config, domains_text) and known_tables is tables:
+            return known
+    found = _parse_globals(config, domains_text, tables)
+    _known_globals[:] = [((config, domains_text), tables, found), *_known_globals[: _MOST_KNOWN - 1]]
+    return found
+
+
+def _parse_globals(config: str, domains_text: str, tables: Tables) -> Globals:
     raw = parse_toml("router.toml", config)
     problem = _Places("router.toml", config, None)
     for key in raw:

@@ -61,6 +61,7 @@ class Plugins:
         self._failures = Failures(paths.run / "failed")
         self._calls = Calls(paths, say, settings, app_settings, self._failures if keeps_failures else None)
         self._registry = Registry(paths.plugins, built_in, self._calls.execute, instead=instead, disabled=disabled)
+        self._tables = KnownTables(self._registry, paths.root / "data")  # one: what was parsed with it is known by it
         self._named: set[str] = set()
 
     def supposing(self, instead: Mapping[str, Path | None], disabled: frozenset[str], *, quietly: bool = False) -> Plugins:
@@ -112,7 +113,7 @@ class Plugins:
 
     def tables(self) -> KnownTables:
         """The plugins that may have keys in router.toml and app.toml, and which: those that are uninstalled too, if their data was kept."""
-        return KnownTables(self._registry, self._paths.root / "data")
+        return self._tables
 
     def function(self, command: Command) -> Callable[..., Any]:
         """The Python function of a command; imports its file and no other of the plugin.

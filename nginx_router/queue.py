@@ -73,9 +73,12 @@ class Queue:
 
         Where reloads are spaced (`is_spaced`), what needs one stays, unless one of them has waited for long enough.
         """
-        left = self._left(is_spaced)
+        names = sorted(os.listdir(self.directory))  # noqa: PTH208 - names only
+        asked = {name.removesuffix(".json"): None for name in names if name.endswith(".json") and not name.startswith(".")}
+        waiting = {ident: found for ident in asked if (found := self._read(ident, "json"))}
+        left = self._left(waiting, is_spaced)
         taken = []
-        for name in sorted(os.listdir(self.directory)):  # noqa: PTH208 - names only
+        for name in names:
             ident, _, kind = name.rpartition(".")
             if name.startswith("."):
                 self._sweep(name)  # being written, or left by a full disk or a killed asker
@@ -92,17 +95,16 @@ class Queue:
                 continue
             elif kind != "taken":
                 continue
-            found = self._read(ident)
+            found = waiting.get(ident) or self._read(ident)
             if found is None or not is_alive(found.pid, found.started):
                 (self.directory / f"{ident}.taken").unlink(missing_ok=True)
             else:
                 taken.append(found)
         return taken
 
-    def _left(self, is_spaced: Callable[[], bool]) -> set[str]:
+    def _left(self, waiting: Mapping[str, Submission], is_spaced: Callable[[], bool]) -> set[str]:
         """What may wait for a later reload; nothing, where one of them may not any longer: they share it."""
-        waiting = [found for path in self.directory.glob("[!.]*.json") if (found := self._read(path.stem, "json"))]
-        patient = {found.id: found.patient_until for found in waiting if found.patient_until}
+        patient = {ident: found.patient_until for ident, found in waiting.items() if found.patient_until}
         if min(patient.values(), default=0.0) <= time.monotonic() or not is_spaced():
             return set()  # whether they are spaced is asked last: it goes through all processes
         return set(patient)

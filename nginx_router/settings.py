@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 #: The root of a host that was set up for all users.
@@ -20,82 +21,87 @@ class Paths:
 
     root: Path
 
-    @property
+    @cached_property
     def config(self) -> Path:
         """Host-wide properties."""
         return self.root / "router.toml"
 
-    @property
+    @cached_property
     def global_domains(self) -> Path:
         """Global domains, one a line."""
         return self.root / "DOMAINS"
 
-    @property
+    @cached_property
     def apps(self) -> Path:
         """One directory an app."""
         return self.root / "apps"
 
-    @property
+    @cached_property
     def objects(self) -> Path:
         """Rendered files, each under the hash of its bytes."""
         return self.root / "objects"
 
-    @property
+    @cached_property
     def generations(self) -> Path:
         """The numbered generations."""
         return self.root / "generations"
 
-    @property
+    @cached_property
     def current(self) -> Path:
         """The link to the current generation."""
         return self.root / "current"
 
-    @property
+    @cached_property
     def journal(self) -> Path:
         """One line a change."""
         return self.root / "journal.jsonl"
 
-    @property
+    @cached_property
     def plugins(self) -> Path:
         """Installed plugins."""
         return self.root / "plugins"
 
-    @property
+    @cached_property
     def run(self) -> Path:
         """Sockets, pids, locks and the queue."""
         return self.root / "run"
 
-    @property
+    @cached_property
     def log(self) -> Path:
         """Logs of nginx and of unexpected errors."""
         return self.root / "log"
 
-    @property
+    @cached_property
     def lock(self) -> Path:
         """The host lock; whoever holds it by flock(2) holds back all changes."""
         return self.run / "lock"
 
-    @property
+    @cached_property
     def queue(self) -> Path:
         """Requested changes and their answers."""
         return self.run / "queue"
 
-    @property
+    @cached_property
     def intent(self) -> Path:
         """What a change is about to write, so that a crash can be undone."""
         return self.run / "intent.json"
 
-    @property
+    @cached_property
+    def changing(self) -> Path:
+        """Exists while a change is under way that needs no intent: one of endpoints, whose log says what is to follow."""
+        return self.run / "changing"
+
+    @cached_property
     def reserve(self) -> Path:
         """Room on the disk that is given up when nothing else is left."""
         return self.run / "reserve"
 
-    @property
+    @cached_property
     def stale(self) -> Path:
         """Apps whose directory cannot be served, and why."""
         return self.run / "stale.json"
 
-    @property
+    @cached_property
     def wanted(self) -> Path:
         """Exists while the operator wants the proxy to run."""
         return self.run / "wanted"

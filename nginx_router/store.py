@@ -1,7 +1,8 @@
 """The directories that scripts and people edit: read as texts, written so that every write can be undone.
 
 The order of a change is: intent.json (what is about to be written) -> files -> generation -> `current`.  After a crash
-`undo` takes back only files that still hold what the change wrote: somebody may have edited one since.
+`undo` takes back only files that still hold what the change wrote: somebody may have edited one since.  A change of endpoints
+that makes no generation (`endpointlog`) comes first and its files second; there `finish` goes on, by the same rule.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ class Move:
 
 
 Step = Write | Move
+
+
+def plain_steps(steps: Iterable[Step]) -> list[list[str | None]]:
+    """Steps as JSON has them."""
+    return [["move", s.old, s.new] if isinstance(s, Move) else ["write", s.path, s.old, s.new] for s in steps]
+
+
+def steps_of(plain: Iterable[Any]) -> list[Step]:
+    """What `plain_steps` made them of."""
+    return [Move(s[1], s[2]) if s[0] == "move" else Write(s[1], s[2], s[3]) for s in plain]
+
 
 #: Where a destroyed app waits until its change is proven; on the same file system, and no app name begins with a dot.
 TRASH = "apps/.trash"
@@ -185,9 +197,33 @@ class Store:
                 sync_directory(source.parent)
                 sync_directory(target.parent)
             else:
-                if (self._read(step.path) or "") != (step.old or ""):
-                    app = step.path.split("/")[1] if step.path.startswith("apps/") else None
-                    raise Conflict(f"{step.path} was edited during the change, which was not made", hint="the same command again", app=app)
+                self._refuse_edited(step)
+                self._write(step.path, step.new)
+
+    def check(self, steps: Iterable[Step]) -> None:
+        """See that the files can be written, which they are only when nginx serves what they say.
+
+        Raises:
+            Conflict: one was edited since it was read.
+            OSError: one cannot be: nobody here may, or the disk is full.
+        """
+        for step in steps:
+            if isinstance(step, Write):
+                self._refuse_edited(step)
+                _, *names, _name = f"/{step.path}".split("/")
+                if names[:1] == ["apps"] and step.new is not None:
+                    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
+                        _walk(opened, self._apps(), names[1:]).try_writing(encoded(step.new))
+
+    def finish(self, steps: Iterable[Step]) -> None:
+        """Write what a crash left unwritten; the files that were edited since are left.
+
+        Raises:
+            RouterError: one cannot be read.
+            OSError: one cannot be written.
+        """
+        for step in steps:
+            if isinstance(step, Write) and step.old != step.new and self._read(step.path) == step.old:
                 self._write(step.path, step.new)
 
     def undo(self, steps: Iterable[Step]) -> list[str]:
@@ -219,8 +255,7 @@ class Store:
 
     def write_intent(self, intent: Mapping[str, Any], steps: Iterable[Step]) -> None:
         """Say what is about to be written, so that the next process can finish or undo it."""
-        raw = [["move", s.old, s.new] if isinstance(s, Move) else ["write", s.path, s.old, s.new] for s in steps]
-        write_atomic(self.paths.intent, json.dumps({**intent, "steps": raw}).encode(), mode=0o600)
+        write_atomic(self.paths.intent, json.dumps({**intent, "steps": plain_steps(steps)}).encode(), mode=0o600)
 
     def intent(self) -> tuple[dict[str, Any], list[Step]] | None:
         """What a crashed change was about to write.
@@ -230,7 +265,7 @@ class Store:
         """
         try:
             raw = json.loads(self.paths.intent.read_text())
-            steps: list[Step] = [Move(s[1], s[2]) if s[0] == "move" else Write(s[1], s[2], s[3]) for s in raw["steps"]]
+            steps = steps_of(raw["steps"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, IndexError, TypeError) as why:
@@ -243,6 +278,18 @@ class Store:
             self.paths.intent.unlink()
             # one that a power cut brought back would undo what was written since by hand
             sync_directory(self.paths.run)
+
+    def begin(self) -> None:
+        """Say that a change without an intent is under way; what is to become of it after a crash stands in its log."""
+        os.close(os.open(self.paths.changing, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+    def end(self) -> None:
+        """It is not any more."""
+        self.paths.changing.unlink(missing_ok=True)
+
+    def is_changing(self) -> bool:
+        """Whether a change is under way, or a crash left one."""
+        return self.paths.intent.exists() or self.paths.changing.exists()
 
     def empty_trash(self) -> None:
         """Remove the directories of destroyed apps; what may not be removed, or takes too long, stays in apps/.trash."""
@@ -265,6 +312,11 @@ class Store:
 
     def _apps(self) -> Directory:
         return Directory.open(self.paths.apps, Hosts.of(self.paths.root))
+
+    def _refuse_edited(self, step: Write) -> None:
+        if (self._read(step.path) or "") != (step.old or ""):
+            app = step.path.split("/")[1] if step.path.startswith("apps/") else None
+            raise Conflict(f"{step.path} was edited during the change, which was not made", hint="the same command again", app=app)
 
     def _read(self, path: str) -> str | None:
         _, *steps, name = f"/{path}".split("/")

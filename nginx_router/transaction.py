@@ -20,8 +20,23 @@ mends it:
 
 kill -9 therefore leaves old or new, never half; the boundary is the commit.
 
-With `updates live` a change of endpoints alone makes no generation: its commit is the last line of one more change in the
-current one's endpoints.log, `staged` is passed just before it, and what is undone is cut off that file.
+With `updates live` a change of endpoints alone makes no generation and needs no intent: its commit is the line `end` of one
+more change in the current one's endpoints.log, and the files of apps, which that change names, are written when nginx serves
+it.  nginx is told between the write of that line and its fsync, so that it waits for no disk: kill -9 leaves the line, and the
+power cut that takes it ends nginx, before anybody was answered.  What is committed here is on the disk:
+
+    step       on disk                                   the next holder of the lock
+    ---------  ----------------------------------------  ------------------------------------------------------------
+    intent     run/changing                              removes that: nothing was written yet
+    files      the same; it is known that they can be    the same
+    staged     the same                                  the same; a change without its end counts for nobody
+    committed  the same, the change in endpoints.log     sends nginx the routes, writes the new texts into files that hold
+                                                         the old ones, and answers (or puts everything back)
+    reloaded   the same, nginx has the routes            the same
+    proven     the same, perhaps files                   the same
+    answered   the same, all files                       says in the log that the change is done
+    (putting   the same, perhaps old files again         the same, as long as the change stands in the log; it is cut off
+    back)                                                when all files are old, and then nginx is sent what was before
 """
 
 from __future__ import annotations
@@ -37,16 +52,15 @@ from typing import Any
 
 from . import endpointlog, faults, journal, listening, routes, starting
 from .candidate import Candidate
-from .dataplane import DataPlane, Reloaded, data_plane
+from .dataplane import Reloaded
 from .entries import plain
-from .errors import NginxRejected, ProxyDown, ReloadFailed, RouterError, UsageProblem
+from .errors import NginxRejected, ProxyDown, RouterError, UsageProblem
 from .generations import Generations, Index, Manifest, objects_in
-from .hookspecs import who
-from .model import Globals, Tables, parse_globals
+from .model import Tables
 from .queue import Queue
-from .remaking import remake
+from .serving import Serving
 from .settings import Paths
-from .store import Step, Store
+from .store import Step, Store, plain_steps, steps_of
 from .times import stamp
 from .validate import sweep, validate
 
@@ -80,9 +94,10 @@ class Transaction:
         self.paths = paths
         self.store = Store(paths)
         self.generations = Generations(paths)
-        self._tables = tables
+        self.serving = Serving(paths, tables)
         self.began = time.monotonic()  # when the askers of what comes next got their turn
         self._unserved: RouterError | None = None  # why nginx does not serve `current`, although it runs
+        self._open: tuple[int, int, str] | None = None  # the change in a log that is to be settled: generation, its end, its version
 
     def recover(self) -> Answers:
         """Finish or undo what a crash left; what those are to be told whose leader was killed behind its commit.
@@ -95,31 +110,34 @@ class Transaction:
         found = self.store.intent()
         current = self.generations.current()
         if current is not None:
-            self._plane(current).adopt()
+            self.serving.plane(current).adopt()
         if found is not None:
             intent, steps = found
-            log = intent.get("log")
-            if current is None or current.number != intent["number"] or (log is not None and current.log <= log):
-                self._forget(intent)
+            if current is None or current.number != intent["number"]:
+                self.generations.discard(intent["number"], intent["objects"])
                 if (current.number if current else None) == intent["parent"]:
                     self.store.undo(steps)
                 # else the root was restored from another day, and its files are not what the killed command wrote
             else:
                 try:
-                    self._serve(current)
+                    self.serving.serve(current)
                 except RouterError:
                     self._put_back(intent, steps)
                 else:
-                    answers = self._answers_of_the_killed(current, intent)
+                    answers = self._answers_of_the_killed(current, intent["parent"])
             self.store.clear_intent()
             current = self.generations.current()
+        if current is not None and current.is_unfinished:
+            answers = {**answers, **self._finish(current)}
+            current = self.generations.current()
+        self.store.end()
         self.store.empty_trash()  # nothing is in it that an intent would bring back
         if current is not None and not current.is_of(self.paths.root):
             with contextlib.suppress(UsageProblem):  # the settings do not fit this place: the command says so, or changes them
                 current = self._move_in(current)
         if current is not None and not current.is_lost:
             try:
-                self._serve(current)  # somebody changed `current`, or reloaded nginx, by hand
+                self.serving.serve(current)  # somebody changed `current`, or reloaded nginx, by hand
             except RouterError as why:
                 # not the end of it: the next change may be what mends it, and is reloaded and proven whatever it changes
                 self._unserved = why
@@ -130,7 +148,7 @@ class Transaction:
         current = self.generations.current()
         if current is None:
             self.apply(self.candidate())
-            self.store.clear_intent()
+            self._settle()
             current = self.generations.current()
         assert current is not None
         return current
@@ -141,31 +159,7 @@ class Transaction:
         Raises:
             RouterError: the current one, or the host's own files, cannot be read.
         """
-        return Candidate(self.store, self.generations, self.generations.current(), self._tables, self._host_facts)
-
-    def remake(self, index: Index) -> None:
-        """Make what nginx is about to read again where the disk lost it, or somebody changed it."""
-        if damaged := self.generations.damaged(index, is_read_by_nginx=True):
-            with contextlib.suppress(RouterError):  # what is left is named by nginx itself, and by `doctor`
-                remake(Candidate(self.store, self.generations, index, self._tables, self._host_facts), damaged)
-
-    def send_routes(self, index: Index, base: Index | None = None) -> None:
-        """See nginx, which serves `index`, send requests where that says, of what changes without a reload.
-
-        As it starts it reads them itself; where it could not, or has those of another generation, it is sent what is
-        not as in `base`, or all of them.
-
-        Raises:
-            ReloadFailed: it did not take them.
-        """
-        if not index.live or index.is_lost:
-            return  # lost: it has newer ones than the disk
-        plane = self._plane(index)
-        have = plane.routes.version()
-        if have != index.live:
-            difference = routes.lines(*index.moved(base)) if base and base.live == have else None
-            plane.routes.take(index.live, difference, lambda: index.routes)
-            faults.step("reloaded")
+        return self.serving.candidate(self.generations.current())
 
     def start(self, index: Index) -> tuple[str, ...]:
         """Start a managed nginx with `index`, which is current; what is to be said of it.
@@ -177,16 +171,16 @@ class Transaction:
             ProxyDown: it does not come up; its own words are in the message.
         """
         said: list[str] = []
-        if self._plane(index).facts(index.facts).version < index.facts.version:
+        if self.serving.plane(index).facts(index.facts).version < index.facts.version:
             # an older nginx than it was made for does not know all its words
             self.apply(self.candidate())
-            self.store.clear_intent()
+            self._settle()
             index = self.generations.current() or index
         while True:
-            plane = self._plane(index)
+            plane = self.serving.plane(index)
             try:
                 plane.start(index.facts, index.probe)
-                self.send_routes(index)
+                self.serving.send_routes(index)
             except ProxyDown as why:
                 ports = listening.taken(why.message) - {plane.settings.http_port}
                 app = next((name for name, entry in sorted(index.apps.items()) if ports.intersection(entry.ports)), None)
@@ -196,39 +190,18 @@ class Transaction:
                 why = ProxyDown(f"nginx does not start: {' / '.join(own).removeprefix('nginx does not start: ')}")
                 said.append(f"app {app} is left out: {why.message}; when its port is free: router reconcile {app}")
                 base = self._without(index, app, why)
-                self.apply(Candidate(self.store, self.generations, base, self._tables, self._host_facts))
-                self.store.clear_intent()
+                self.apply(self.serving.candidate(base))
+                self._settle()
                 index = self.generations.current() or base
             else:
                 return tuple(said)
 
-    def bring_up(self, candidate: Candidate, command: str) -> tuple[str, ...]:
-        """Start a managed nginx that should run and does not, once, for `command`; what is to be said of it.
-
-        Raises:
-            ProxyDown: it should run and cannot be started.
-        """
-        base = candidate.base
-        plane = self._plane(base)
-        if base is None or not plane.wanted() or plane.master() is not None:
-            return ()
-        if plane.is_host_mode:
-            raise ProxyDown("nginx should run and does not", hint=plane.start_line())
-        self.paths.wanted.touch()
-        began = time.monotonic()
-        try:
-            plane.start(base.facts, base.probe)
-            self.send_routes(base)
-        except ProxyDown as why:
-            raise ProxyDown(why.message, hint=f"mend that, then: {plane.start_line()}") from None
-        with contextlib.suppress(OSError):
-            journal.append(self.paths.journal, journal.of_start(command, *who(), base.number, time.monotonic() - began))
-        return (f"nginx should have run and did not: started, master {plane.master()}",)
-
-    def apply(self, candidate: Candidate, command: str = "", answers: Callable[[Done], Answers] = lambda done: {}) -> Done:
+    def apply(
+        self, candidate: Candidate, command: str = "", answers: Callable[[Done], Answers] = lambda done: {}, *, is_folding: bool = False
+    ) -> Done:
         """Make the candidate what nginx serves, and prove it; `answers` go into the generation, so that a crash loses none.
 
-        `settled` ends it, when everybody was told.
+        `settled` ends it, when everybody was told.  `is_folding`: it is what nginx serves, and makes a generation all the same.
 
         Raises:
             RouterError: it cannot be; everything is as before.
@@ -237,54 +210,43 @@ class Transaction:
         if candidate.problem is not None:
             raise candidate.problem
         base = candidate.base
-        plane = data_plane(self.paths, candidate.settings)
+        plane = self.serving.plane_under(candidate.settings)
         running = plane.wanted() and plane.master() is not None
         for data in candidate.lost_objects().values():
             self.generations.put(data)
-        is_read_anew = candidate.needs_reload()
-        if not is_read_anew and not candidate.is_change and not (base and base.is_lost):
+        is_logged = candidate.is_logged
+        is_read_anew = not is_logged and candidate.needs_reload()
+        if is_read_anew if is_folding else not (is_read_anew or candidate.is_change or (base and base.is_lost)):
             if self._unserved is not None:
                 raise self._unserved
             return Done(base.number if base else None, base.number if base and running else None, time.monotonic() - self.began)
         validate(candidate, plane, candidate.changes_vhosts)
         faults.step("validated")
         reloads = is_read_anew or self._unserved is not None or candidate.reloads_otherwise
-        is_logged = candidate.is_logged and not reloads
-        number = base.number if base and is_logged else max([base.number if base else 0, *self.generations.numbers()]) + 1
+        if is_logged and not reloads:
+            return self._log(candidate, command, answers, is_running=running)
+        number = max([base.number if base else 0, *self.generations.numbers()]) + 1
         # the random part: a number is used again after a generation was put back, and an old worker must not prove it
         fresh = f"{number}-{secrets.token_hex(4)}"
         moves = candidate.settings.is_live and (reloads or base is None or candidate.changes_routes)
         live = fresh if moves else base.live if base and candidate.settings.is_live else ""
-        objects: dict[str, bytes] = {}
-        intent: dict[str, Any] = {"number": number, "parent": base.number if base else None, "objects": []}
-        if base and is_logged:
-            index, entries = candidate.logged(live)
-            intent["log"] = base.log
-        else:
-            index = candidate.index(number, fresh if reloads or base is None else base.probe, live)
-            objects = candidate.inlined() | {sha: data for r in candidate.changed.values() if r is not None for sha, data in r.objects()}
-            intent["objects"] = [sha for sha in objects if not self.generations.object_path(sha).exists()]
+        index = candidate.index(number, fresh if reloads or base is None else base.probe, live)
+        objects = candidate.inlined() | {sha: data for r in candidate.changed.values() if r is not None for sha, data in r.objects()}
+        brought = [sha for sha in objects if not self.generations.object_path(sha).exists()]
+        intent = {"number": number, "parent": base.number if base else None, "objects": brought}
         steps = candidate.steps()
         self.store.write_intent(intent, steps)
         faults.step("intent")
         try:
             self.store.apply(steps)
             faults.step("files")
-            told = answers(Done(number, None, 0.0))
-            if base and is_logged:
-                by = {"time": stamp(), "command": command, "submissions": told}
-                sent = routes.lines(*index.moved(base))
-                change = endpointlog.change(live, by, {name: plain(entry) for name, entry in entries.items()}, sent)
-                faults.step("staged")
-                endpointlog.append(self.generations.log_path(number), base.log, change)
-            else:
-                for data in objects.values():
-                    self.generations.put(data)
-                self.generations.stage(number, _files(candidate, index, command, told))
-                faults.step("staged")
-                self.generations.commit(number)
+            for data in objects.values():
+                self.generations.put(data)
+            self.generations.stage(number, _files(candidate, index, command, answers(Done(number, None, 0.0))))
+            faults.step("staged")
+            self.generations.commit(number)
             faults.step("committed")
-            reloaded = self._serve_on(index, base) if (reloads or moves) and running else Reloaded()
+            reloaded = self.serving.serve_on(index, base) if (reloads or moves) and running else Reloaded()
             if reloads and not running:
                 self._check_start(candidate, number)
             faults.step("proven")
@@ -307,11 +269,102 @@ class Transaction:
 
     def settled(self, keep: int) -> None:
         """Everybody was told: forget the intent, and keep the last `keep` generations."""
-        self.store.clear_intent()
+        if self._settle():
+            return  # it made no generation, and destroyed no app
         self.store.empty_trash()
         self.generations.prune(keep)
 
+    def fold(self, keep: int) -> None:
+        """Nobody waits: make a generation of a log that became long, so that no change has to do that on its way to nginx.
+
+        Raises:
+            RouterError: it cannot be; the log stays.
+            OSError: the disk is full, or so; the log stays.
+        """
+        current = self.generations.current()
+        if current is not None and current.live and not current.is_lost and current.log >= endpointlog.LONG:
+            self.apply(self.candidate(), "(its endpoints.log was long)", is_folding=True)
+            self.settled(keep)
+
     # private
+
+    def _log(self, candidate: Candidate, command: str, answers: Callable[[Done], Answers], *, is_running: bool) -> Done:
+        """The same of a change that is one of endpoints alone, and that nginx takes up as it runs."""
+        base = candidate.base
+        assert base is not None
+        live = f"{base.number}-{secrets.token_hex(4)}"
+        index, entries = candidate.logged(live)
+        steps = candidate.steps()
+        told = answers(Done(base.number, None, 0.0))
+        by = {"time": stamp(), "command": command, "submissions": told, "steps": plain_steps(steps)}
+        sent = routes.lines(*(dict(route for name in entries for route in side[name].routes) for side in (base.apps, entries)))
+        change = endpointlog.change(live, by, {name: plain(entry) for name, entry in entries.items()}, sent, behind=base.behind)
+        self.store.begin()
+        faults.step("intent")
+        try:
+            self.store.check(steps)
+        except BaseException:
+            self.store.end()
+            raise
+        faults.step("files")
+        faults.step("staged")
+        seconds, written = 0.0, list[Step]()
+
+        def send() -> None:
+            nonlocal seconds
+            if is_running:
+                self.serving.send(index, base, sent)
+            seconds = time.monotonic() - self.began
+
+        try:
+            # nginx first, the disk second: a power cut between them is the end of both
+            endpointlog.append(self.generations.log_path(base.number), base.log, change, send)
+            self._open = base.number, base.log + len(change), live
+            for step in ("committed", *(["reloaded"] if is_running else []), "proven"):
+                faults.step(step)
+            written = steps
+            self.store.apply(steps)
+        except BaseException as why:
+            if isinstance(why, OSError):
+                self.store.free_reserve()
+            self._take_back(base.number, base.log, written)
+            raise
+        return Done(base.number, base.number if is_running else None, seconds)
+
+    def _finish(self, current: Index) -> Answers:
+        """Bring a change of endpoints to its end whose command was killed behind its commit, or put it back."""
+        steps = steps_of(current.last["steps"])
+        try:
+            self.serving.serve(current)
+            endpointlog.sync(self.generations.log_path(current.number))  # files that outlive it would be nobody's
+            self.store.finish(steps)
+        except (RouterError, OSError):
+            self._take_back(current.number, current.since, steps)
+            return {}
+        answers = self._answers_of_the_killed(current, current.number)
+        self._open = current.number, current.log, current.live
+        self._settle()
+        return answers
+
+    def _take_back(self, number: int, log: int, steps: Sequence[Step]) -> None:
+        """The log of generation `number` ends where it ended before, that is served again, the files are as before."""
+        self._open = None
+        self.store.undo(steps)
+        endpointlog.cut(self.generations.log_path(number), log)
+        try:
+            self.serving.serve(self.generations.index(number))
+        finally:
+            self.store.end()
+
+    def _settle(self) -> bool:
+        """Nothing is to be finished or undone any more; whether it was a change in a log."""
+        self.store.clear_intent()
+        if self._open is None:
+            return False
+        (number, size, version), self._open = self._open, None
+        endpointlog.append(self.generations.log_path(number), size, endpointlog.done(version))
+        self.store.end()
+        return True
 
     def _move_in(self, current: Index) -> Index | None:
         """Make a generation that names files of this root: it was copied or moved, and the current one names another's.
@@ -319,18 +372,18 @@ class Transaction:
         An app whose vhost cannot be made here is left out and stale.  The proxy of a copy is stopped: that of the original
         has its ports.
         """
-        if self._plane(current).master() is None:
+        if self.serving.plane(current).master() is None:
             self.paths.wanted.unlink(missing_ok=True)
         base = current
         while True:
             try:
-                self.apply(Candidate(self.store, self.generations, base, self._tables, self._host_facts))
+                self.apply(self.serving.candidate(base))
             except RouterError as why:
                 if why.app is None or why.app not in base.apps:
                     raise
                 base = self._without(base, why.app, why)
             else:
-                self.store.clear_intent()
+                self._settle()
                 return self.generations.current()
 
     def _without(self, base: Index, app: str, why: RouterError) -> Index:
@@ -338,12 +391,12 @@ class Transaction:
         self.store.mark_stale({app: {"problem": f"app {app}: {why.message}", "exit": why.exit_code}})
         return replace(base, apps={name: entry for name, entry in base.apps.items() if name != app})
 
-    def _answers_of_the_killed(self, current: Index, intent: Mapping[str, Any]) -> Answers:
-        parent, last = intent["parent"], current.last
-        if "log" not in intent:
+    def _answers_of_the_killed(self, current: Index, parent: int | None) -> Answers:
+        last = current.last
+        if parent != current.number:
             manifest = self.generations.manifest(current.number)
             last = {"time": manifest.time, "command": manifest.command, "submissions": manifest.submissions}
-        plane = self._plane(current)
+        plane = self.serving.plane(current)
         running = plane.wanted() and plane.master() is not None
         reloads = running and (parent is None or self.generations.index(parent).probe != current.probe)
         with contextlib.suppress(OSError):
@@ -357,86 +410,28 @@ class Transaction:
         """Nobody proves what is committed while the proxy is stopped: it must at least be what nginx would start with."""
         base = candidate.base
         try:
-            starting.check(candidate, data_plane(self.paths, candidate.settings))
+            starting.check(candidate, self.serving.plane_under(candidate.settings))
         except NginxRejected:
             if base is None:
                 raise
             self.generations.commit(base.number)
-            plane = self._plane(base)
+            plane = self.serving.plane(base)
             if plane.test(plane.conf).ok:
                 raise
             # it would not have started before either: whose doing that is, the start says
             self.generations.commit(number)
 
-    def _serve(self, index: Index, base: Index | None = None) -> Reloaded:
-        """Make nginx serve `current`, if it is to run, and prove it; `base` is what it served before."""
-        plane = self._plane(index)
-        if not plane.wanted():
-            return Reloaded()
-        if plane.serves(index.facts, index.probe):
-            self.send_routes(index, base)
-            return Reloaded()
-        self.remake(index)
-        if plane.master() is None:
-            return Reloaded()
-        reloaded = plane.reload(index.facts, index.probe)
-        if index.live:
-            # it read them as it was reloaded; what an old worker may still ask for, of a slow upload, stays until the next time
-            plane.routes.take(index.live, None, lambda: {**(base.routes if base else {}), **index.routes})
-        faults.step("reloaded")
-        return reloaded
-
-    def _serve_on(self, index: Index, base: Index | None) -> Reloaded:
-        """The same of an nginx that ran when the change began: one that was killed since is started, and proven as well.
-
-        Raises:
-            ProxyDown: it was killed, and cannot be started.
-        """
-        plane = self._plane(index)
-        try:
-            reloaded = self._serve(index, base)
-        except ReloadFailed:
-            if plane.is_host_mode or plane.master() is not None:
-                raise
-        else:
-            if plane.master() is not None:
-                return reloaded
-        if plane.is_host_mode:
-            raise ProxyDown("nginx ended during the change", hint=plane.start_line())
-        plane.start(index.facts, index.probe)
-        self.send_routes(index)
-        return Reloaded()
-
     def _put_back(self, intent: Mapping[str, Any], steps: Sequence[Step]) -> None:
         """The parent is current and served again, the files are as before."""
         parent = intent["parent"]
-        if "log" in intent:
-            self._forget(intent)
-        else:
-            self.generations.uncommit(parent)
+        self.generations.uncommit(parent)
         try:
             if parent is not None:
-                self._serve(self.generations.index(parent))
+                self.serving.serve(self.generations.index(parent))
         finally:
-            if "log" not in intent:
-                self._forget(intent)
+            self.generations.discard(intent["number"], intent["objects"])
             self.store.undo(steps)
             self.store.clear_intent()
-
-    def _forget(self, intent: Mapping[str, Any]) -> None:
-        """Remove what a change brought that does not come to serve."""
-        if "log" not in intent:
-            self.generations.discard(intent["number"], intent["objects"])
-            return
-        with contextlib.suppress(FileNotFoundError):  # pruned since, or of a root that was restored
-            endpointlog.cut(self.generations.log_path(intent["number"]), intent["log"])
-
-    def _plane(self, index: Index | None) -> DataPlane:
-        config, domains = (index.config, index.global_domains) if index else self.store.globals()
-        return data_plane(self.paths, parse_globals(config, domains, self._tables))
-
-    def _host_facts(self, settings: Globals, previous: Any) -> Any:
-        return data_plane(self.paths, settings).facts(previous)
 
 
 def _files(candidate: Candidate, index: Index, command: str, answers: Answers) -> dict[str, str]:

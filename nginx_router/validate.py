@@ -87,10 +87,10 @@ def scratch(run: Path) -> Iterator[Path]:
 
 def sweep(run: Path) -> None:
     """Remove what killed validations left; those without the host lock (a dry run, `nginx:validate`) may be under way."""
-    for left in run.glob("validate-*"):
-        pid = left.name.rpartition("-")[2]
-        if not pid.isdigit() or int(pid) == os.getpid() or not is_alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+    for name in os.listdir(run):  # noqa: PTH208 - names only, and a pattern takes longer than they do
+        pid = name.removeprefix("validate-")
+        if pid != name and (not pid.isdigit() or int(pid) == os.getpid() or not is_alive(int(pid))):
+            shutil.rmtree(run / name, ignore_errors=True)
 
 
 def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered], directory: Path) -> None:

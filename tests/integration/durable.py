@@ -2,9 +2,10 @@
 
     python durable.py ROOT STEP ALL|NAMES TARGET WORDS...
 
-At the step STEP of `nginx_router.faults` the process ends as if the power went, and TARGET holds what a disk may have kept by
-then: of each file the bytes of its last fsync(2) (none: an empty file), and of each directory the names of its last fsync(2).
-That is the worst that POSIX allows.  `NAMES` keeps each name, synced or not, with the bytes of the last fsync: the empty
+At the step STEP of `nginx_router.faults` (or `sent`: nginx is about to be told of routes) the process ends as if the power
+went, and TARGET holds what a disk may have kept by then: of each file the bytes of its last fsync(2) (none: an empty file), and of each
+directory the names of its last fsync(2).  That is the worst that POSIX allows.  `NAMES` keeps each name, synced or not, with
+the bytes of the last fsync: the empty
 files that a journalling file system without data journalling leaves behind a rename.  What was there when the process began
 is taken for kept.
 """
@@ -17,6 +18,7 @@ import signal
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 #: A directory's names and what each is: its kind, its mode, and its inode or (a link) its target.
 Names = dict[str, tuple[str, int, int | str]]
@@ -87,7 +89,7 @@ def main(root: str, step: str, kept: str, target: str, *words: str) -> None:
     """Run `router WORDS` and lose the power at `step`; without that step the process exits with the code of the command."""
     disk = Disk(Path(root))
     os.fsync = disk.fsync  # type: ignore[assignment]
-    from nginx_router import cli, faults
+    from nginx_router import cli, faults, live
 
     def passed(name: str) -> None:
         if name == step:
@@ -96,6 +98,13 @@ def main(root: str, step: str, kept: str, target: str, *words: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     faults.step = passed
+    take = live.Live.take
+
+    def sent(*told: Any) -> None:
+        passed("sent")
+        take(*told)
+
+    live.Live.take = sent  # type: ignore[assignment, method-assign]  # between the log and nginx
     code = cli.main(list(words))
     passed("told")
     sys.exit(code)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,10 +16,12 @@ import pytest
 
 from nginx_router import endpointlog
 from nginx_router.controller import Request, Router
+from nginx_router.errors import RouterError
 from nginx_router.events import Event
 from nginx_router.faults import STEPS
 from nginx_router.generations import objects_in
 from nginx_router.processes import is_alive
+from nginx_router.store import Store
 
 from .conftest import ROUTER, until
 from .test_power_cut import ALL, comes_back, cut_power
@@ -85,10 +90,14 @@ def test_what_changes_no_endpoint_is_a_generation(blog: Live, three: list[Backen
     sound(blog, "three")
 
 
+@pytest.mark.parametrize("steps", [("staged", "committed"), pytest.param(STEPS, marks=pytest.mark.slow)], ids=["some steps", "all steps"])
 @pytest.mark.parametrize("again", [("apps:domains:add", "blog", "www.blog.test"), ("proxy:reload",), ("apps:upstreams:add", "blog")])
-def test_a_deploy_killed_at_any_step_leaves_old_or_new(blog: Live, three: list[Backend], again: tuple[str, ...]) -> None:
+def test_a_deploy_killed_at_any_step_leaves_old_or_new(
+    blog: Live, three: list[Backend], again: tuple[str, ...], steps: tuple[str, ...]
+) -> None:
     names, now = ["one", "two", "three"], 0
-    for number, step in enumerate(STEPS):
+    for step in steps:
+        number = STEPS.index(step)
         if step == "validated" and again[0] != "proxy:reload":
             continue  # once is enough where nothing is validated
         new = (now + 1) % 3
@@ -176,6 +185,136 @@ def test_a_change_that_nginx_does_not_take_is_cut_off_again(blog: Live, three: l
     sound(blog, "two")
 
 
+def killed(live: Live, step: str, *words: object) -> None:
+    assert live(*words, ROUTER_KILL_AT=step).code == -signal.SIGKILL, step
+    assert live.paths.changing.exists() and not live.paths.intent.exists()
+
+
+def endpoints(live: Live) -> str:
+    return (live.paths.app("blog") / "UPSTREAMS").read_text()
+
+
+def test_nginx_comes_first_and_the_files_follow(blog: Live, three: list[Backend]) -> None:
+    killed(blog, "proven", "apps:deploy", "blog", three[1])
+    assert spread(blog, 4) == {"two": 4}
+    assert endpoints(blog) == f"{three[0]}\n", "nobody waited for that"
+    index = blog.generations.current()
+    assert index and index.is_unfinished and b"\ndone " not in log_of(blog)
+    assert "run/changing" in blog("doctor").out
+    blog.done("reconcile", "blog")
+    assert endpoints(blog) == f"{three[1]}\n" and not blog.paths.changing.exists()
+    assert log_of(blog).count(b"\ndone ") == 1
+    sound(blog, "two")
+
+
+def test_a_deploy_killed_before_nginx_was_told_is_finished(blog: Live, three: list[Backend]) -> None:
+    program = (
+        "import os, sys; from nginx_router import cli, live; live.Live.take = lambda *_: os.kill(os.getpid(), 9); cli.main(sys.argv[1:])"
+    )
+    environment = {**os.environ, "ROUTER_ROOT": str(blog.paths.root)}
+    argv = [sys.executable, "-c", program, "apps:deploy", "blog", str(three[1])]
+    assert subprocess.run(argv, env=environment, capture_output=True, timeout=60, check=False).returncode == -signal.SIGKILL
+    assert spread(blog, 4) == {"one": 4}
+    blog.done("apps:domains:add", "blog", "www.blog.test")
+    sound(blog, "two")
+
+
+def test_a_power_cut_before_the_disk_has_the_log_leaves_old(blog: Live, three: list[Backend]) -> None:
+    cut_power(blog, "sent", "ALL", "apps:deploy", "blog", str(three[1]))
+    comes_back(blog)
+    sound(blog, "one")
+    blog.done("apps:deploy", "blog", three[2])
+    sound(blog, "three")
+
+
+def test_what_was_edited_behind_a_killed_deploy_stays_and_is_taken_up(blog: Live, three: list[Backend]) -> None:
+    killed(blog, "committed", "apps:deploy", "blog", three[1])
+    blog.write("apps/blog/UPSTREAMS", f"{three[2]}\n")
+    blog.done("reconcile", "blog")
+    assert endpoints(blog) == f"{three[2]}\n"
+    sound(blog, "three")
+
+
+def test_what_was_put_back_by_hand_behind_a_deploy_stays(blog: Live, three: list[Backend]) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    blog.write("apps/blog/UPSTREAMS", f"{three[0]}\n")  # as it was before: the deploy is done, and nobody writes it once more
+    blog.app("shop", ["shop.test"], [three[2]])
+    blog.done("reconcile", "shop")
+    assert endpoints(blog) == f"{three[0]}\n" and spread(blog, 4) == {"two": 4}
+    blog.done("reconcile", "blog")
+    sound(blog, "one")
+
+
+def deployed(live: Live, one: Backend) -> int:
+    """Deploy by this very process; its exit code."""
+    event = Event("upstreams", "blog", {"verb": "set", "endpoints": [f"web {one}"]})
+    try:
+        Router(live.paths, Request(command="a test's")).change([event])
+    except RouterError as why:
+        return why.exit_code
+    return 0
+
+
+@pytest.mark.parametrize("step", ["check", "apply"])
+def test_a_deploy_whose_files_cannot_be_written_changes_nothing(
+    blog: Live, three: list[Backend], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    before, served = log_of(blog), []
+
+    def refuse(store: Store, steps: object) -> None:
+        served.append(spread(blog, 2))
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "apps/blog")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, step, refuse)
+        assert deployed(blog, three[2]) == 14
+    # what is known to fail is never served; what fails all the same is put back
+    assert served == [{"two": 2}] if step == "check" else [{"three": 2}]
+    assert log_of(blog) == before and not blog.paths.changing.exists()
+    sound(blog, "two")
+    assert deployed(blog, three[2]) == 0
+    sound(blog, "three")
+
+
+def test_the_log_of_a_killed_deploy_is_on_the_disk_before_its_files(
+    blog: Live, three: list[Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(blog, "committed", "apps:deploy", "blog", three[1])
+    order, fsync, log = list[str](), os.fsync, blog.generations.log_path(blog.generations.current_number() or 0)
+
+    def noted(fd: int) -> None:
+        order.append(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115 - a descriptor
+        fsync(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", noted)
+        with Router(blog.paths).locked():
+            pass
+    assert order[0] == str(log.resolve()) and any("UPSTREAMS" in path for path in order[1:])
+    sound(blog, "two")
+
+
+def test_a_long_log_is_folded_when_nobody_waits(blog: Live, three: list[Backend], monkeypatch: pytest.MonkeyPatch) -> None:
+    blog.done("apps:deploy", "blog", three[1])
+    monkeypatch.setattr(endpointlog, "LONG", len(log_of(blog)))
+    before = blog.generations.current()
+    outcome = Router(blog.paths, Request(command="a test's")).change(
+        [Event("upstreams", "blog", {"verb": "set", "endpoints": [f"web {three[2]}"]})]
+    )[0]
+    index = blog.generations.current()
+    assert before and index and (outcome.kind, outcome.reloads, outcome.generation) == ("endpoints", 0, before.number)
+    assert index.number == before.number + 1 and log_of(blog).count(b"\n") == 1, "the change itself waited for no generation"
+    assert index.probe == before.probe and index.live.startswith(f"{before.number}-"), "nginx has all of it"
+    assert blog.generations.manifest(index.number).parent == before.number
+    sound(blog, "three")
+    blog.done("apps:deploy", "blog", three[0])
+    assert blog.generations.current_number() == index.number
+    blog.done("proxy:stop")
+    blog.done("proxy:start")
+    sound(blog, "one")
+
+
 def test_a_long_log_ends_in_a_generation_without_a_reload(blog: Live, three: list[Backend], monkeypatch: pytest.MonkeyPatch) -> None:
     blog.done("apps:deploy", "blog", three[1])
     monkeypatch.setattr(endpointlog, "LONGEST", len(log_of(blog)))
@@ -201,7 +340,7 @@ def test_who_asked_together_is_told_together(blog: Live, three: list[Backend], b
 
 def test_what_changes_of_endpoints_named_goes_with_the_generations(blog: Live, three: list[Backend]) -> None:
     blog.done("proxy:set", "--global", "generations-keep", "2")
-    for n in range(4):
+    for n in range(3):
         for new in (1, 2, 0):
             blog.done("apps:deploy", "blog", three[(n + new) % 3])
         blog.done("apps:domains:add", "blog", f"w{n}.blog.test")
@@ -212,7 +351,7 @@ def test_what_changes_of_endpoints_named_goes_with_the_generations(blog: Live, t
     assert len(kept.numbers()) == 2
     named = set().union(*(kept.named(number) for number in kept.numbers()))
     assert {path.name for path in blog.paths.objects.iterdir() if path.is_file()} == named
-    sound(blog, "two")
+    sound(blog, "one")
 
 
 def test_a_change_goes_behind_the_last_whole_one(blog: Live, three: list[Backend]) -> None:

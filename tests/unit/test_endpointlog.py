@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nginx_router import endpointlog
@@ -15,10 +18,9 @@ from nginx_router.model import Entry
 ENTRY = {"state": "s", "vhost": None, "generation": 1, "inline": "end x 1\n"}
 
 
-def change(number: int) -> bytes:
-    return endpointlog.change(
-        f"1-{number}", {"command": f"c{number}"}, {"blog": {**ENTRY, "generation": number}}, f"route r\tline {number}\n"
-    )
+def change(number: int, *, behind: str = "") -> bytes:
+    entry = {"blog": {**ENTRY, "generation": number}}
+    return endpointlog.change(f"1-{number}", {"command": f"c{number}"}, entry, f"route r\tline {number}\n", behind=behind)
 
 
 WHOLE = endpointlog.begun("1-0").encode()
@@ -79,6 +81,77 @@ def test_what_is_appended_can_be_cut_off_again(tmp_path: Path) -> None:
     assert path.read_bytes() == LOG, "a shorter one, of a root that was restored, is not made longer"
 
 
+def nginx_reads(data: bytes) -> str:
+    """The version that `templates/live.lua` makes of a log: it counts a change from the end of the one before."""
+    version, start = "1-0", len(WHOLE)
+    for found in re.finditer(rb"^end (\S+) (\d+)\n", data, re.MULTILINE):
+        if zlib.crc32(data[start : found.start(2)]) != int(found[2]):
+            break
+        version, start = found[1].decode(), found.end()
+    return version
+
+
+def test_a_change_is_unfinished_until_it_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert read(path, WHOLE).is_done
+    log = read(path, WHOLE + change(1))
+    assert not log.is_done and (log.begins, log.size) == (len(WHOLE), ENDS[1])
+    endpointlog.append(path, log.size, endpointlog.done("1-1"))
+    log = endpointlog.read(path, "1-0")
+    assert log.is_done and (log.size, log.version, log.last) == (path.stat().st_size, "1-1", {"command": "c1"})
+    before = log.size
+    endpointlog.append(path, log.size, change(2, behind="1-1"))
+    log = endpointlog.read(path, "1-0")
+    assert not log.is_done and log.is_whole and (log.begins, log.version) == (before, "1-2")
+    assert nginx_reads(path.read_bytes()) == "1-2"
+    endpointlog.cut(path, log.begins)
+    assert endpointlog.read(path, "1-0").is_done, "what is put back leaves the one before as it was"
+
+
+def test_what_says_that_a_change_is_done_counts_behind_that_change_alone(tmp_path: Path) -> None:
+    for odd in (endpointlog.done("1-2"), b"done 1-1", b"done \n"):
+        log = read(tmp_path / "log", WHOLE + change(1) + odd)
+        assert not log.is_done and log.is_whole and log.size == ENDS[1]
+    other = WHOLE + change(1) + endpointlog.done("1-3") + change(2, behind="1-1")
+    assert not read(tmp_path / "log", other).is_whole, "the next change says what is behind it"
+
+
+@settings(deadline=None)  # each of these waits for the disk
+@given(st.lists(st.tuples(st.sampled_from(["change", "done", "cut", "half"]), st.integers(0, 5)), max_size=12))
+def test_what_is_known_of_a_log_is_what_one_finds_who_knows_nothing(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "log"
+    path.write_bytes(WHOLE)
+    for number, (what, other) in enumerate(steps):
+        log = endpointlog.read(path, "1-0")
+        if what == "change":
+            endpointlog.append(path, log.size, change(number, behind=log.version if log.last and log.is_done else ""))
+        elif what == "done" and log.last and not log.is_done:
+            endpointlog.append(path, log.size, endpointlog.done(log.version))
+        elif what == "cut":
+            endpointlog.cut(path, log.begins or log.size)
+        elif what == "half":
+            path.write_bytes(path.read_bytes()[: log.size] + change(100 + other)[:40])
+        log = endpointlog.read(path, "1-0")
+        endpointlog._read.clear()
+        assert endpointlog.read(path, "1-0") == log
+        assert log.is_whole and nginx_reads(path.read_bytes()) == log.version
+
+
+def test_nginx_is_told_when_the_change_is_written_and_before_the_disk_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, order = tmp_path / "log", list[str]()
+    path.write_bytes(WHOLE)
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("disk"), fsync(fd))[1])
+
+    def told() -> None:
+        order.append(endpointlog.read(path, "1-0").version)
+
+    endpointlog.append(path, len(WHOLE), change(1), told)
+    assert order == ["1-1", "disk"]
+
+
 def test_entries_are_what_was_read_and_what_was_changed() -> None:
     one = Entry("s", "v", 3, ("a.com",), (80,), routes=(("router_a.web", "line"),))
     entries = Entries({"a": plain(one), "b": {"state": "t", "vhost": None, "generation": 1}})
@@ -88,3 +161,16 @@ def test_entries_are_what_was_read_and_what_was_changed() -> None:
     for wrong in ({"state": "s"}, {"state": "s", "vhost": None, "generation": 1, "more": 1}):
         with pytest.raises(ValueError, match="app a"):
             Entries({"a": wrong})
+
+
+def test_whose_a_domain_is_follows_the_entries() -> None:
+    one, two = {"state": "s", "vhost": None, "generation": 1, "domains": ["a.com"]}, {"state": "t", "vhost": None, "generation": 1}
+    entries = Entries({"a": one, "b": two})
+    owners = entries.owners
+    owners["other.com"] = "b"
+    assert entries.owners == {"a.com": "a"}, "what was given is the asker's own"
+    assert entries.overlaid({"a": {**one, "generation": 2}}).owners == {"a.com": "a"}
+    assert entries.overlaid({"b": {**two, "domains": ["b.com"]}}).owners == {"a.com": "a", "b.com": "b"}
+    assert entries.changed({"a": None}).owners == {}
+    assert entries.changed({"c": Entry("s", None, 1, ("c.com",))}).owners == {"a.com": "a", "c.com": "c"}
+    assert entries.owners == {"a.com": "a"}

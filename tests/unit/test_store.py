@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 
 from nginx_router.errors import Conflict, NotFound, StateCorrupt, UsageProblem
 from nginx_router.settings import Paths
-from nginx_router.store import Move, Store, Write
+from nginx_router.store import Move, Store, Write, plain_steps, steps_of
 
 
 @pytest.fixture
@@ -154,6 +157,37 @@ def test_a_file_that_was_edited_since_it_was_read_is_not_overwritten(store: Stor
         store.apply(steps)
     assert store.undo(steps) == ["apps/blog/DOMAINS"]
     assert (router_root / "apps/blog/DOMAINS").read_text() == "theirs.example.com\n"
+
+
+def test_what_can_be_written_is_known_before_it_is(store: Store, router_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, old = tree(router_root), store.texts("blog")
+    assert old is not None
+    steps = store.steps("blog", old, {**old, "UPSTREAMS": "10.0.0.4:80\n"})
+    store.check(steps)
+    assert tree(router_root) == before and not list((router_root / "apps/blog").glob(".*")), "nothing of it is seen"
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.check(steps)
+    (router_root / "apps/blog/UPSTREAMS").write_text("10.0.0.5:80\n")
+    with pytest.raises(Conflict, match=r"apps/blog/UPSTREAMS was edited"):
+        store.check(steps)
+
+
+def test_what_a_crash_left_unwritten_is_written_unless_somebody_did_otherwise(store: Store, router_root: Path) -> None:
+    old = store.texts("blog")
+    assert old is not None
+    steps = store.steps("blog", old, {**old, "DOMAINS": "a.com\n", "UPSTREAMS": "10.0.0.4:80\n", "app.toml": "locked = 'x'\n"})
+    assert steps_of(json.loads(json.dumps(plain_steps(steps)))) == steps
+    store.apply(steps[:1])
+    (router_root / "apps/blog/UPSTREAMS").write_text("10.0.0.5:80\n")
+    for _ in range(2):
+        store.finish(steps)
+        assert store.texts("blog") == {**old, "DOMAINS": "a.com\n", "UPSTREAMS": "10.0.0.5:80\n", "app.toml": "locked = 'x'\n"}
 
 
 @pytest.mark.parametrize("done", range(4))

@@ -1,0 +1,47 @@
+"""What a process remembers of what it parsed and rendered: found again where everything is equal, and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nginx_router import candidate
+from nginx_router.candidate import Candidate
+from nginx_router.controller import Router
+from nginx_router.model import Facts
+from nginx_router.settings import Paths
+
+
+@pytest.fixture
+def world(router_root: Path) -> Candidate:
+    (router_root / "apps/blog").mkdir(parents=True)
+    return Router(Paths(router_root)).rehearsal()
+
+
+def test_texts_that_are_changed_behind_their_parse_are_parsed_again(world: Candidate) -> None:
+    texts = {"UPSTREAMS": "10.0.0.3:80\n"}
+    app = world.parse("blog", texts)
+    assert world.parse("blog", dict(texts)) is app, "once is enough"
+    texts["UPSTREAMS"] = "10.0.0.4:80\n"
+    assert [e.address.text for e in world.parse("blog", texts).endpoints] == ["10.0.0.4:80"]
+    assert world.parse("news", {"UPSTREAMS": "10.0.0.3:80\n"}).name == "news"
+
+
+def test_an_app_is_rendered_again_when_anything_of_it_or_of_the_host_differs(world: Candidate, router_root: Path) -> None:
+    texts = {"DOMAINS": "blog.test\n", "UPSTREAMS": "10.0.0.3:80\n"}
+    first = world.render("blog", texts, Facts())
+    assert world.render("blog", dict(texts), Facts()) is first
+    assert world.render("blog", {**texts, "UPSTREAMS": "10.0.0.4:80\n"}, Facts()).entry != first.entry
+    assert world.render("blog", texts, Facts(snippets=(("nginx-server-snippet", "x", "gzip on;\n"),))).entry != first.entry
+    (router_root / "router.toml").write_text('[proxy]\nhttp-port = "8181"\n')
+    other = Router(Paths(router_root)).rehearsal()
+    assert other.render("blog", texts, Facts()).entry.ports == (8181,)
+
+
+def test_little_is_remembered(world: Candidate) -> None:
+    for number in range(100):
+        world.parse(f"app{number}", {})
+        world.parse("blog", {"UPSTREAMS": f"10.0.0.{number + 1}:80\n"})
+    assert len(candidate._parsed) <= candidate._MOST_APPS
+    assert len(candidate._parsed["blog"]) <= candidate._MOST_OF_ONE
