@@ -4,6 +4,7 @@ Which instances they are stands in UPSTREAMS (the flag `canary`), how many of th
 
     [traffic]
     canary = "10%"
+    since = "2026-11-24T20:12:00Z"
 
 While none of a process's other endpoints is up they are its instances like any other.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from . import lines
@@ -28,6 +30,9 @@ TABLE = "traffic"
 BEGIN, PROMOTE, ABORT = "begin", "promote", "abort"
 
 MAX_ERRORS = "5%"
+
+#: The keys that say something of the canary that is under way, and of the last one: they are about endpoints, not settings.
+KEYS = ("canary", "since", "aborted")
 
 
 def percent(text: str) -> str:
@@ -61,6 +66,15 @@ def aborted(app: App) -> str | None:
     """Why the last canary was aborted, while no other deploy came since; a hand may have written it: nothing in it moves a cursor."""
     words = str(app.plugins.get(TABLE, {}).get("aborted") or "")
     return "".join(c if c.isprintable() else "?" for c in words) or None
+
+
+def since(app: App) -> datetime | None:
+    """When the canary that is under way was begun; None where nobody knows: by hand, or the key holds no moment."""
+    try:
+        found = datetime.fromisoformat(str(app.plugins.get(TABLE, {}).get("since")))
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
 
 
 def of_app(app: App) -> tuple[Endpoint, ...]:
@@ -161,6 +175,7 @@ def flagged(app: App, texts: Texts, step: Mapping[str, Any], processes: Mapping[
         return entry if endpoint.canary == (verb == BEGIN) else replace(endpoint, canary=verb == BEGIN).line()
 
     toml = set_key(texts.get(APP_TOML, ""), TABLE, "canary", step["share"] if verb == BEGIN else None)
+    toml = set_key(toml, TABLE, "since", step.get("since"))
     toml = set_key(toml, TABLE, "aborted", step.get("reason"))
     return {**texts, UPSTREAMS: lines.edit(texts.get(UPSTREAMS, ""), mark), **({APP_TOML: toml} if toml or APP_TOML in texts else {})}
 
@@ -168,11 +183,19 @@ def flagged(app: App, texts: Texts, step: Mapping[str, Any], processes: Mapping[
 def kept(app: App | None, texts: Mapping[str, str]) -> dict[str, str]:
     """The texts of another time with what `app` says of its canary now, which is about its endpoints."""
     toml = texts.get(APP_TOML, "")
-    for key in ("canary", "aborted"):
+    for key in KEYS:
         value = app.plugins.get(TABLE, {}).get(key) if app else None
         if value is not None or key in toml:
             toml = set_key(toml, TABLE, key, value)
     return {**texts, APP_TOML: toml} if toml or APP_TOML in texts else dict(texts)
+
+
+def without_share(texts: Texts) -> dict[str, str]:
+    """The texts without what is said of a canary that is under way: its last instance went, and the next begins with a share of its own."""
+    toml = texts.get(APP_TOML, "")
+    for key in ("canary", "since"):
+        toml = set_key(toml, TABLE, key, None) if key in toml else toml
+    return {**texts, APP_TOML: toml} if APP_TOML in texts else dict(texts)
 
 
 def without_aborted(texts: Texts) -> dict[str, str]:

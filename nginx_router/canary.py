@@ -20,6 +20,7 @@ from .deploy import Options, Show, Signals, Wanted, check_new, expecting, refuse
 from .events import Event
 from .files import FileLock
 from .model import parse_app
+from .times import stamp
 
 if TYPE_CHECKING:
     from .controller import Router
@@ -37,7 +38,7 @@ def begin(router: Router, app: str, wanted: Wanted, share: str, options: Options
     with turn(router, app), Signals() as signals:
         found = router.app(app)
         canaries.refuse_under_way(found)
-        event = _with_step(takeover(router, app, canaries.begun(found, wanted), options), {"verb": BEGIN, "share": share})
+        event = _with_step(takeover(router, app, canaries.begun(found, wanted), options), {"verb": BEGIN, "share": share, "since": stamp()})
         with router.journalled(event):
             router.gate(event)
             check_new(router, _only(event, wanted), options)
@@ -106,7 +107,9 @@ def _ending(router: Router, app: str, verb: str, reason: str) -> Event:
     processes = canaries.ended(found, verb)
     if verb == PROMOTE:
         refuse_locked(found)
-    return _with_step(Event("deploy", app, expecting(router, app, processes)), {"verb": verb, **({"reason": reason} if reason else {})})
+    named = processes if verb == PROMOTE else None  # those that everybody goes back to keep their flags
+    event = Event("deploy", app, expecting(router, app, processes, named))
+    return _with_step(event, {"verb": verb, **({"reason": reason} if reason else {})})
 
 
 def _with_step(event: Event, step: Mapping[str, Any]) -> Event:

@@ -49,6 +49,7 @@ class Checking:
         self._everywhere: Mapping[str, Any] | None = None
         self._targets: dict[str, dict[str, Target]] = {}
         self._out: dict[str, dict[str, str]] = {}  # app -> endpoint -> why it is out
+        self._served_out: dict[str, frozenset[str]] = {}  # app -> the endpoints that were out by what was served when we looked last
         self._is_live = False
         self._last = 0.0
         self._said = ""
@@ -150,10 +151,14 @@ class Checking:
                 if endpoint.state == "active":
                     targets[endpoint.bare] = Target((name, endpoint.bare), endpoint.address, places(endpoint, facts), settings)
         self._targets[name] = targets
+        # only a deploy that saw them answer takes in whom we hold for out
+        taken_in = {line for line in self._served_out.get(name, ()) if line not in facts.unhealthy and line in self._out.get(name, {})}
+        self._served_out[name] = frozenset(facts.unhealthy)
         # who asked for whatever else has kept what was known; what only the watch knows is not served yet
         known = self._out.get(name, {}) if name in self._out else dict(facts.unhealthy)
-        self._out[name] = {line: why for line, why in known.items() if line in targets}
+        self._out[name] = {line: why for line, why in known.items() if line in targets and line not in taken_in}
         self._prober.watch(name, targets, self._out[name])
+        self._prober.take_in(name, taken_in)
         if self._out[name] != dict(facts.unhealthy):
             self._is_due(0.0)
         if not targets and not facts.unhealthy:
@@ -161,7 +166,7 @@ class Checking:
             self._out.pop(name)
 
     def _forget(self, app: str) -> None:
-        for known in (self._seen, self._targets, self._out):
+        for known in (self._seen, self._targets, self._out, self._served_out):
             known.pop(app, None)
         self._prober.watch(app, {}, ())
 
@@ -182,12 +187,5 @@ class Checking:
 
     def _tell_of(self, outcome: Outcome, app: App, before: Facts, after: Mapping[str, str]) -> None:
         how = f" (generation {outcome.generation}{', 1 reload' if outcome.reloads else ''})"
-        for line in sorted({*before.unhealthy, *after}):
-            if line not in before.unhealthy:
-                self._tell(f"{app.name}: {line} is out: {after[line]}{how}")
-            elif line not in after:
-                self._tell(f"{app.name}: {line} is in again{how}")
-        now = Facts(unhealthy=after)
-        for process in app.processes:
-            if health.is_failing_open(app, process, now) and not health.is_failing_open(app, process, before):
-                self._tell(f"{app.name}: all of {process} fail, and get requests all the same")
+        for words in health.moves(app, before, Facts(unhealthy=after)):
+            self._tell(f"{app.name}: {words}{how}")

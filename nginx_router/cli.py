@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from .commands import find
+from .commands import find, nearest_of
 from .errors import NotPermitted, RouterError, Terminated, UsageProblem
+from .names import shown
 from .output import Output
 from .parsing import parse
 
@@ -82,9 +83,23 @@ def _find(router: Router, word: str) -> Command:
         # those of installed Python packages cost more to find, so they are looked for second
         return find(word, router.plugins.commands(all=True))
     except UsageProblem as why:
-        if word in router.store.names():
-            why.hint = f"{word} is an app: router apps:report {word}"
+        _propose_app(router, word, why)
         raise
+
+
+def _propose_app(router: Router, word: str, why: UsageProblem) -> None:
+    """An app's name where a command belongs: say what it is, or which app's is nearer than every command's."""
+    import difflib  # only on the way out of a failed command
+
+    names = router.store.names()
+    if word in names:
+        why.hint = f"{word} is an app: router apps:report {word}"
+        return
+    app = next(iter(difflib.get_close_matches(word, names, n=1)), None)
+    command = nearest_of(word, router.plugins.commands())
+    if app and (command is None or difflib.get_close_matches(word, [app, command.rpartition(":")[2], command], n=1) == [app]):
+        why.message = f"there is no command {shown(word)}; the nearest is app {app}"
+        why.hint = f"router apps:report {app}"
 
 
 def _execute(router: Router, command: Command, args: Sequence[str]) -> NoReturn:

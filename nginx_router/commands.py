@@ -25,7 +25,7 @@ def find(word: str, commands: Mapping[str, Command]) -> Command:
     """The command that `word` names, by its own name or by its alias.
 
     Raises:
-        UsageProblem: there is none; the nearest is named.
+        UsageProblem: there is none; the nearest is named, if any is near.
     """
     for name in (word, _PREFIX + word):
         if name in commands and word in (name, alias(name)):
@@ -33,7 +33,8 @@ def find(word: str, commands: Mapping[str, Command]) -> Command:
     verbs = [command.name.rpartition(":")[2] for command in of_noun(word, commands)]
     if verbs:
         raise UsageProblem(f"{word} needs a verb: {' '.join(verbs)}", hint=f"router help {word}")
-    raise UsageProblem(f"there is no command {shown(word)}; the nearest is {_nearest(word, commands)}", hint="router help")
+    near = nearest_of(word, commands)
+    raise UsageProblem(f"there is no command {shown(word)}{f'; the nearest is {near}' if near else ''}", hint="router help")
 
 
 def of_noun(noun: str, commands: Mapping[str, Command]) -> list[Command]:
@@ -56,7 +57,8 @@ def usage(command: Command, name: str | None = None) -> str:
     return f"router {name or command.name} {command.usage}".rstrip()
 
 
-def _nearest(word: str, commands: Mapping[str, Command]) -> str:
+def nearest_of(word: str, commands: Mapping[str, Command]) -> str | None:
+    """The command, as people type it, that is nearest to `word`; None: none is near."""
     import difflib  # only on the way out of a failed command
 
     commands = visible(commands)
@@ -64,5 +66,5 @@ def _nearest(word: str, commands: Mapping[str, Command]) -> str:
     for name in commands:
         # `create` is meant for `apps:create`: the verb alone counts too
         known.setdefault(name.rpartition(":")[2], name)
-    # however far: somebody who typed `router blog` sees what a command looks like
-    return known[difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]] if known else "help"
+    close = difflib.get_close_matches(word, known, n=1)
+    return known[close[0]] if close else None

@@ -136,7 +136,8 @@ def counts_of(words: Sequence[str]) -> dict[str, int]:
 def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Show) -> None:
     """Let the addresses `wanted` take over from those that their processes have now.
 
-    An endpoint that stays keeps its flags, and the other processes keep theirs.
+    An endpoint that stays keeps its flags, and the other processes keep theirs; but `drain` and `down` are taken off, and that is said:
+    whoever names an endpoint here asks for requests to be sent to it, and has seen it answer.
 
     Raises:
         NotFound: there is no such app, and it is not to be created.
@@ -148,7 +149,7 @@ def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Sho
     """
     began = time.monotonic()
     with turn(router, app), Signals() as signals:
-        event = takeover(router, app, wanted, options)
+        event = takeover(router, app, wanted, options, named=wanted)
         with router.journalled(event):
             router.gate(event)
             check_new(router, event, options)
@@ -285,8 +286,12 @@ def turn(router: Router, app: str) -> Iterator[None]:
         lock.release()
 
 
-def takeover(router: Router, app: str, wanted: Wanted, options: Options, counts: Mapping[str, int] | None = None) -> Event:
+def takeover(
+    router: Router, app: str, wanted: Wanted, options: Options, counts: Mapping[str, int] | None = None, *, named: Wanted | None = None
+) -> Event:
     """The event of a deploy or scale, with the lines that it expects to replace.
+
+    `named` are those that the command names: they get requests, whatever flag said that they do not.
 
     Raises:
         NotFound: there is no such app, and it is not to be created.
@@ -296,7 +301,7 @@ def takeover(router: Router, app: str, wanted: Wanted, options: Options, counts:
         found = router.app(app)
         refuse_locked(found)
         canaries.refuse_under_way(found)
-    args = expecting(router, app, wanted)
+    args = expecting(router, app, wanted, named)
     if options.create:
         args |= {"create": True, "domains": default_domains(router, app)}
     if counts is not None:
@@ -304,13 +309,17 @@ def takeover(router: Router, app: str, wanted: Wanted, options: Options, counts:
     return Event("deploy" if counts is None else "scale", app, args)
 
 
-def expecting(router: Router, app: str, wanted: Wanted) -> dict[str, Any]:
-    """What an event says that replaces the lines of these processes: what is to come, and the lines that it expects to replace."""
+def expecting(router: Router, app: str, wanted: Wanted, named: Wanted | None = None) -> dict[str, Any]:
+    """What an event says that replaces the lines of these processes: what is to come, and the lines that it expects to replace.
+
+    `named` as for `takeover`; without it flags stay.
+    """
     text = (router.store.texts(app) or {}).get(UPSTREAMS, "")
     return {
         "processes": {p: list(a) for p, a in wanted.items()},
         "existed": router.store.exists(app),
         "expected": {process: endpoint_lines(text, process) for process in wanted},
+        **({"named": {p: list(a) for p, a in named.items()}} if named else {}),
     }
 
 
@@ -398,7 +407,10 @@ def swap_and_wait(
             raise NotDrained(f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}", app=event.app)
         swap = Swap(outcome.generation, outcome.kind, leaving, outcome.closed_connections, left, drained.websockets)
 
-    outcome = router.change([event], gated=True, served=signals.served, then=then)[0]
+    taken_in, lines = _taken_in(router, event)
+    outcome = router.change([event, *taken_in], gated=True, served=signals.served, then=then)[0]
+    for line in lines if not router.request.dry_run else ():
+        router.request.say(f"{line} failed its checks before, and is in again: it answered")
     return swap or Swap(outcome.generation, outcome.kind, ())  # a dry run retires nothing
 
 
@@ -426,6 +438,24 @@ def _wait(
         given_up=given_up,
         waiting=lambda left: say(f"waiting for {_connections(left)} to old instances, {options.drain:g} s at most"),
     )
+
+
+def _taken_in(router: Router, event: Event) -> tuple[list[Event], list[str]]:
+    """What takes those in again that are out by their checks and that the event names, which have just answered; and which these are.
+
+    The watch, which took them out, sees that somebody did, and asks them at once.
+    """
+    assert event.app is not None
+    named = {Endpoint(process, address(a)).bare for process, given in event.args.get("named", {}).items() for a in given}
+    index = router.index() if named else None
+    entry = index.apps.get(event.app) if index else None
+    if entry is None or not entry.unhealthy:
+        return [], []
+    out = router.generations.app_state(entry)[1].unhealthy
+    lines = sorted(named & out.keys())
+    return (
+        [Event("health", event.app, {"endpoints": {line: why for line, why in out.items() if line not in lines}})] if lines else []
+    ), lines
 
 
 def require_counts(router: Router, app: str, options: Options) -> None:

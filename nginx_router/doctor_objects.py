@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from . import proxy
+from . import proxy, routes
 from .errors import RouterError, StateCorrupt
 from .files import write_atomic
 from .findings import Finding, Look, ok, problem, some, warning
@@ -22,7 +23,7 @@ from .remaking import remake
 _OLD = 60.0
 
 #: What is wrong with a generation whose files can be read.
-_PROGRAM = "live.lua"
+_PROGRAM, _SNAPSHOT = "live.lua", "live.tsv"
 _CHANGED = "it is not what its digest says"
 
 
@@ -51,7 +52,22 @@ def generations(look: Look) -> Iterator[Finding]:
             "router reconcile --all",
             lambda: _take_up_all(look),
         )
-    if not bad and not is_lost:
+    before = [n for n in numbers if n not in bad and n != kept.current_number() and kept.index(n).is_lost]
+    if before:
+        which = f"generation {before[0]}" if len(before) == 1 else f"generations {some([str(n) for n in before])}"
+        yield warning(
+            f"endpoints.log of {which} is lost or was changed: a rollback with --endpoints brings those that it began with, not its last",
+            f"roll back without --endpoints: router generations:rollback {before[-1]}",
+        )
+    is_short = look.index is not None and look.index.number not in bad and not _has_snapshot(kept, look.index.number)
+    if look.index is not None and is_short:
+        number = look.index.number
+        yield problem(
+            f"{kept.directory(number) / _SNAPSHOT} is gone or was changed: an nginx that starts knows no instance until it is sent them, "
+            "and answers 502",
+            mend=lambda: _write_snapshot(look, number),
+        )
+    if not bad and not is_lost and not before and not is_short:
         yield ok(f"{len(numbers)} kept")
 
 
@@ -105,6 +121,34 @@ def rewrite(look: Look) -> str:
 def _take_up_all(look: Look) -> str:
     left = [f"{each.app}: {each.error.message}" for each in look.router.reconcile() if each.error]
     return f"all app directories were taken up{'; left out: ' if left else ''}{'; '.join(left)}"
+
+
+def _snapshot(kept: Generations, number: int) -> str | None:
+    """The routes that nginx reads of a generation as it starts; what came to them later is in its log.  None: it has none."""
+    made = json.loads((kept.directory(number) / "state.json").read_text())
+    if not made.get("live"):
+        return None
+    return routes.snapshot(made["live"], {name: line for each in made["apps"].values() for name, line in each.get("routes", ())})
+
+
+def _has_snapshot(kept: Generations, number: int) -> bool:
+    wanted = _snapshot(kept, number)
+    if wanted is None:
+        return True
+    try:
+        return (kept.directory(number) / _SNAPSHOT).read_bytes() == wanted.encode()
+    except FileNotFoundError:
+        return False
+
+
+def _write_snapshot(look: Look, number: int) -> str:
+    kept = look.router.generations
+    with look.router.locked():
+        wanted = _snapshot(kept, number) if kept.current_number() == number else None
+        if wanted is None:
+            return f"generation {number} is not current any more"
+        write_atomic(kept.directory(number) / _SNAPSHOT, wanted.encode())
+    return f"{_SNAPSHOT} of generation {number} was written again, as it was"
 
 
 def newest_good(kept: Generations) -> int | None:

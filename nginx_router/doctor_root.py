@@ -221,7 +221,7 @@ def _left(look: Look) -> list[Path]:
     """Asked under the host lock: nobody is at work."""
     paths = look.paths
     now = time.time()
-    found = [path for path in (paths.intent, paths.root / TRASH) if path.exists()]
+    found = [path for path in (paths.intent, paths.changing, paths.root / TRASH) if path.exists()]
     found += [path for path in paths.run.glob("validate-*") if not _lives(path.name.rpartition("-")[2])]
     for directory in (paths.root, paths.run, paths.objects, paths.generations, paths.apps, *_app_directories(paths.apps)):
         found += [path for path in directory.glob(".*.tmp") if abs(now - path.lstat().st_mtime) > _OLD]

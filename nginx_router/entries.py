@@ -5,7 +5,7 @@ A change looks at a few apps of thousands: making 5,000 entries takes 50 ms, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -30,6 +30,7 @@ class Entries(Mapping[str, Entry]):
                 raise ValueError(f"app {name}: {sorted(each)}")
         self._values = values
         self._made: dict[str, Entry] = {}
+        self._owners: list[dict[str, str]] = []  # once they were asked for; those with other values for the same domains share them
 
     @classmethod
     def of(cls, apps: Mapping[str, Entry]) -> Entries:
@@ -64,22 +65,36 @@ class Entries(Mapping[str, Entry]):
         Raises:
             ValueError: as at the making.
         """
-        return self._with({**self._values, **Entries(values).plain()})
+        return self._with({**self._values, **Entries(values).plain()}, values)
 
     def changed(self, changes: Mapping[str, Entry | None]) -> Entries:
         """The same with other entries, or without (None)."""
         gone = {name for name, entry in changes.items() if entry is None}
         new = {name: plain(entry) for name, entry in changes.items() if entry is not None}
-        return self._with({name: each for name, each in {**self._values, **new}.items() if name not in gone})
+        values = {**self._values, **new}
+        return self._with({name: each for name, each in values.items() if name not in gone} if gone else values, changes)
 
-    def _with(self, values: Mapping[str, Mapping[str, Any]]) -> Entries:
+    @property
+    def owners(self) -> dict[str, str]:
+        """Domain -> app."""
+        if not self._owners:
+            self._owners.append({domain: name for name, each in self._values.items() for domain in each.get("domains", ())})
+        return dict(self._owners[0])
+
+    def _with(self, values: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> Entries:
         found = Entries({})
         found._values = values  # looked at already
+        if all(_domains(values, name) == _domains(self._values, name) for name in names):
+            found._owners = self._owners
         return found
 
     def plain(self) -> Mapping[str, Mapping[str, Any]]:
         """The plain values by name."""
         return self._values
+
+
+def _domains(values: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    return list(values[name].get("domains", ())) if name in values else []
 
 
 def plain(entry: Entry) -> dict[str, Any]:

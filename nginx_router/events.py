@@ -17,7 +17,7 @@ from .names import domain, endpoint_line
 from .properties import lookup
 from .tomltext import set_key
 from .upstreams import addresses as all_addresses
-from .upstreams import edited, endpoint_lines, swapped
+from .upstreams import edited, endpoint_lines, let_in, swapped
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _clone(event: Event, world: World) -> Edit:
     if toml:
         for key in ("locked", "count", "domains"):
             toml = set_key(toml, "", key, None)
-        for key in ("canary", "aborted"):
+        for key in canaries.KEYS:
             toml = set_key(toml, canaries.TABLE, key, None)
         if toml.strip():
             created[APP_TOML] = toml
@@ -211,11 +211,14 @@ def _switch_domains(event: Event, world: World) -> Edit:
 def _upstreams(event: Event, world: World) -> Edit:
     assert event.app is not None
     texts = dict(require(world, event.app))
-    world.parse(event.app, texts)
+    before = world.parse(event.app, texts)
     text = texts.get(UPSTREAMS, "")
     wanted = [endpoint_line(line) for line in event.args.get("endpoints", [])]
     new, notes = edited(text, event.args["verb"], wanted, event.args, event.app)
     texts[UPSTREAMS] = new
+    if canaries.of_app(before) and not canaries.of_app(world.parse(event.app, texts)):
+        texts = canaries.without_share(texts)
+        notes.append(f"the canary of {event.app} is ended: that was its last instance")
     return Edit(apps={event.app: texts}, notes=tuple(notes), answer={"endpoints": [e.address.text for e in wanted]})
 
 
@@ -248,6 +251,9 @@ def _deploy(event: Event, world: World) -> Edit:
             raise Conflict(f"the endpoints of {name} ({process}) were changed during the checks", hint="deploy again", app=name)
         text, left = swapped(text, process, addresses)
         retired += left
+        # requests are asked for them, and an exit 0 says that they get some; what an earlier version asks for names none
+        text, lifted = let_in(text, process, event.args.get("named", {}).get(process, ()))
+        notes = (*notes, *lifted)
     texts[UPSTREAMS] = text
     if canary is not None:
         texts = canaries.flagged(app, texts, canary, event.args["processes"])

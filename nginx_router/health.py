@@ -138,6 +138,24 @@ def seen(app: App, endpoint: Endpoint, facts: Facts) -> tuple[str, str | None]:
     return state, why
 
 
+def moves(app: App, before: Facts, after: Facts) -> list[str]:
+    """What it comes to that other endpoints fail than before, in words: who is out, in again, or fails and gets requests all the same."""
+    found = []
+    for endpoint in app.endpoints:
+        (was, old), (now, new) = seen(app, endpoint, before), seen(app, endpoint, after)
+        was_out, is_out = old is not None and was != "active", new is not None and now != "active"
+        if is_out and not was_out:
+            found.append(f"{endpoint.bare} is out: {new}")
+        elif new is None and old is not None:
+            found.append(f"{endpoint.bare} is {'in again' if was_out else 'well again'}")
+        elif new is not None and not is_out and before.problem_of(endpoint) is None:
+            found.append(f"{endpoint.bare} fails: {new}")
+    for process in app.processes:
+        if is_failing_open(app, process, after) and not is_failing_open(app, process, before):
+            found.append(f"all of {process} fail, and get requests all the same")
+    return found
+
+
 @dataclass(frozen=True)
 class Health:
     """What is known of one endpoint: whether it is in, and how many answers in a row speak against that."""

@@ -167,10 +167,10 @@ class Judging:
             retired = " ".join(each.out.split())
             self._tell(f"{each.app}: its canary was aborted{f', retired {retired}' if retired else ''}")
         elif each.code != 3:  # somebody else ended it
-            said = each.err.strip().splitlines()[:1] or [f"exit {each.code}"]
-            if self._said.get(each.app) != said[0]:
-                self._say(f"{each.app}: its canary was not aborted: {said[0]}")
-            self._said[each.app] = said[0]
+            why = _problem(each)
+            if self._said.get(each.app) != why:
+                self._say(f"{each.app}: its canary was not aborted: {why}")
+            self._said[each.app] = why
         if trial := self._trials.get(each.app):
             trial.is_ending, trial.not_before = False, time.monotonic() + RETRY
         self.look()
@@ -214,6 +214,16 @@ class Judging:
             self._report(Aborted(app, done.returncode, done.stdout, done.stderr))
         except (OSError, subprocess.TimeoutExpired) as why:
             self._report(Aborted(app, 1, "", str(why)))
+
+
+def _problem(each: Aborted) -> str:
+    """Why an abort failed, and what to type next: the last of what it said, behind notes and waits."""
+    lines = each.err.strip().splitlines()
+    start = max((number for number, line in enumerate(lines) if line.startswith("router: ")), default=None)
+    if start is None:
+        return lines[-1].strip() if lines else f"exit {each.code}"
+    error, hint = lines[start].removeprefix("router: "), " ".join(line.strip() for line in lines[start + 1 :])
+    return f"{error} ({hint})" if hint else error
 
 
 def _addresses(app: App, facts: Facts, *, canary: bool) -> frozenset[str]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: What a shell sees of a process whose reader went away (128 + SIGPIPE).
 READER_GONE = 141
 _NUMBER = re.compile(r"[-+]?[0-9.]+%?")
+#: Names that an error may list.
+_FEW = 24
 #: Of a terminal that does not say how wide it is.
 _COLUMNS = 80
 #: What is pasted into a shell and would fall apart if it were broken into lines.
@@ -118,7 +120,7 @@ class Output:
         if self.key is not None and self.key not in known:
             options = [f"--{key.replace('_', '-')}" for key in known]
             wanted = f"--{self.key}"
-            raise UsageProblem(f"no key {shown(wanted)} in this report{nearest(wanted, options)}", hint=f"there are: {' '.join(options)}")
+            raise UsageProblem(f"no key {shown(wanted)} in this report{nearest(wanted, options)}", hint=_listed(options))
         found: list[Any] = [dict(row) for row in rows]
         if self.key is not None:
             found = [row[self.key] for row in found]
@@ -345,6 +347,11 @@ def _aligned(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[s
 
 def _bold(text: str) -> str:
     return f"\x1b[1m{text}\x1b[0m"
+
+
+def _listed(options: Sequence[str]) -> str:
+    """What tells which there are: all of them, unless these are too many for an error."""
+    return f"there are: {' '.join(options)}" if len(options) <= _FEW else "without it the report shows all"
 
 
 def _subject(outcome: Outcome) -> str:

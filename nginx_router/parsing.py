@@ -329,7 +329,8 @@ def _take_key(command: Command, args: Sequence[str], options: frozenset[str]) ->
         raise UsageProblem(f"{keys[0]} and {keys[1]}: one key at a time", hint="--format json gives them all")
     if not keys:
         return list(args), None
-    if "=" in keys[0] or nearest(keys[0], ("--format",)):
+    meant = nearest(keys[0], ("--format", *(f"--{key.replace('_', '-')}" for key in command.keys)))
+    if "=" in keys[0] or (meant and meant == nearest(keys[0], ("--format",))):
         raise UsageProblem(f"{command.name} has no option {shown(keys[0])}{nearest(keys[0], options)}", hint=f"usage: {usage(command)}")
     return [arg for n, arg in enumerate(args) if n >= plain or arg != keys[0]], keys[0].removeprefix("--")
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .health import Health
 from .probing import MOST_OPEN, Asker, Found, Key, Target
@@ -75,6 +75,17 @@ class Prober:
         if is_needed and (self._thread is None or not self._thread.is_alive()):
             self._start()
         elif self._asker is not None:
+            self._asker.wake()
+
+    def take_in(self, app: str, lines: Iterable[str]) -> None:
+        """These are in again because somebody else saw them answer: they are asked at once, and out when they fail `fall` times."""
+        with self._lock:
+            now = time.monotonic()
+            for line in lines:
+                watched = self._watched.get((app, line))
+                if watched is not None and not watched.health.is_up:
+                    self._plan(_Watched(watched.target, replace(watched.health, is_up=True, streak=0, since=now), 0), now)
+        if self._asker is not None:
             self._asker.wake()
 
     def is_up(self, key: Key) -> bool:

@@ -123,6 +123,10 @@ _PROXY = (
 )
 
 
+#: What prints the properties of a table: there are dozens, too many for an error.
+_LISTED = {"nginx": "router nginx:report --global", "proxy": "router proxy:report"}
+
+
 class _Tables(Mapping[str, Mapping[str, Property]]):
     """The tables by name; that of nginx is read when it is first asked for, which `version` or `apps:list` never do."""
 
@@ -155,7 +159,7 @@ def lookup(table: str, name: str) -> Property:
         name = also.get(name, name)
     found = known.get(name)
     if found is None:
-        raise UsageProblem(f"no {table} property {shown(name)}{nearest(name, known)}", hint=f"there are: {' '.join(known)}")
+        raise UsageProblem(f"no {table} property {shown(name)}{nearest(name, known)}", hint=_LISTED[table])
     return found
 
 

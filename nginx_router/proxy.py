@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import health, journal, sockets
+from . import canaries, health, journal, sockets
 from .entries import values_of
 from .errors import RouterError
 from .files import FileLock
 from .model import parse_app
 from .orphans import counted
+from .times import stamp
 
 if TYPE_CHECKING:
     from .controller import Router
@@ -85,7 +86,7 @@ def bring_up(router: Router) -> Started | None:
                 return None
             plane.stop()
         ended = plane.orphans()
-        transaction.remake(index)
+        transaction.serving.remake(index)
         try:
             for line in transaction.start(index):
                 router.request.say(line)
@@ -124,9 +125,9 @@ def reload(router: Router) -> int:
     """
     with _recorded(router) as done, router.locked() as transaction:
         index: Index = transaction.first_generation()
-        transaction.remake(index)
+        transaction.serving.remake(index)
         done.reloaded = router.plane().reload(index.facts, index.probe)
-        transaction.send_routes(index)
+        transaction.serving.send_routes(index)
         done.generation = index.number
         return index.number
 
@@ -161,6 +162,7 @@ def status(router: Router) -> dict[str, Any]:
         problems += failing_endpoints(router, index)
         aborted = {name: each["aborted"] for name, each in values_of(index.apps).items() if each.get("aborted")}
         problems += [f"app {name}: its canary was aborted: {reason}" for name, reason in sorted(aborted.items())]
+    under_way = canaries_under_way(router, index) if index is not None else []
     problems += [f"plugin {name}: {why}" for name, why in router.plugins.broken().items()]
     updates, mode = None, "managed"
     try:
@@ -183,6 +185,7 @@ def status(router: Router) -> dict[str, Any]:
         "apps": len(router.store.names()),
         "stale": [{"app": app, "problem": found["problem"]} for app, found in sorted(router.stale().items())],
         "problems": problems,
+        "canaries": under_way,
         "draining": draining(master, workers),
         "changes": journal.last(router.paths.journal, CHANGES),
         "wanted": wanted,
@@ -208,6 +211,21 @@ def failing_endpoints(router: Router, index: Index) -> list[str]:
                 number = len(app.of_process(process))
                 problems.append(f"app {name}: {len(failing)} of {_count(number, 'endpoint')} of {process} {what}: {'; '.join(failing[:3])}")
     return problems
+
+
+def canaries_under_way(router: Router, index: Index) -> list[dict[str, Any]]:
+    """The canaries that are served: whose, which share of the clients they get, which instances they are and since when."""
+    found = []
+    for name, each in sorted(values_of(index.apps).items()):
+        if not each.get("canary"):
+            continue
+        few, since = [], None
+        # a state that is lost hides which they are, and not that they are
+        with contextlib.suppress(RouterError):
+            app = parse_app(name, router.generations.app_state(index.apps[name])[0], router.tables())
+            few, since = canaries.shown(canaries.of_app(app)), canaries.since(app)
+        found.append({"app": name, "canary": each["canary"], "endpoints": few, "since": stamp(since) if since else None})
+    return found
 
 
 def disk_problems(router: Router) -> list[str]:

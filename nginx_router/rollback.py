@@ -29,6 +29,8 @@ def rollback(
         RouterError: the one app that was named cannot have it; nothing was changed.
     """
     then = router.generations.index(number)
+    if endpoints and then.is_lost:
+        router.request.say(f"warning: endpoints.log of generation {number} is lost: endpoints are those that it began with, not its last")
     for name in names or ():
         if name not in then.apps:
             raise NotFound(f"app {name} is not in generation {number}{nearest(name, then.apps)}", app=name)

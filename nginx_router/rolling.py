@@ -64,7 +64,7 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
             try:
                 if signals.came:
                     raise Terminated
-                event = takeover(router, app, batch, options)
+                event = takeover(router, app, batch, options, named=asked)
                 with router.journalled(event):
                     check_new(router, replace(event, args={**event.args, "processes": asked}), options)
                 swap = swap_and_wait(router, event, "deployed", options, signals)

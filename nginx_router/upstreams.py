@@ -38,6 +38,21 @@ def swapped(text: str, process: str, addresses: Sequence[str]) -> tuple[str, lis
     return lines.add(lines.edit(text, exchange), coming[len(leaving) :]), leaving
 
 
+def let_in(text: str, process: str, addresses: Sequence[str]) -> tuple[str, list[str]]:
+    """`text` with these endpoints of `process` without the flags that keep requests from them, and what was taken off; other flags stay."""
+    notes: dict[str, None] = {}
+
+    def lift(entry: str) -> str:
+        endpoint = endpoint_line(entry)
+        flags = [flag for flag in ("drain", "down") if getattr(endpoint, flag)]
+        if endpoint.process != process or endpoint.address.text not in addresses or not flags:
+            return entry
+        notes[f"{endpoint.address} had the flag{'s' * (len(flags) > 1)} {' and '.join(flags)}: taken off, it gets requests again"] = None
+        return replace(endpoint, drain=False, down=False).line()
+
+    return lines.edit(text, lift), list(notes)
+
+
 def addresses(text: str) -> set[str]:
     """Every address in the text, of whichever process."""
     return {a for _, a in _endpoints(text)}

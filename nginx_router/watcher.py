@@ -22,6 +22,7 @@ from typing import NoReturn
 from . import anew
 from .checking import Checking
 from .controller import Request, Router
+from .endpointlog import NAME as LOG
 from .errors import Busy, RouterError, Terminated
 from .files import FileLock
 from .judging import Aborted, Judging
@@ -77,6 +78,7 @@ class Watcher:
         self._keeping = Keeping(self._router, tell=self._tell, say=self._say)
         self._checking = Checking(self._router, self._queue.put, tell=self._tell, say=self._say)
         self._judging = Judging(self._router, self._queue.put, tell=self._tell, say=self._say)
+        self._served: tuple[object, ...] = ()
         self._began = time.monotonic()
         self._is_ending = False
         #: When what is done by the clock is next done: absent where it is not.
@@ -225,7 +227,7 @@ class Watcher:
 
     def _is_in_hand(self) -> bool:
         """Whether a command is in the middle of a change; what one left behind that was killed there is mended."""
-        if not self._paths.intent.exists():
+        if not self._router.store.is_changing():
             return False
         lock = FileLock(self._paths.lock)
         try:
@@ -233,7 +235,7 @@ class Watcher:
                 return True
         finally:
             lock.release()
-        if self._paths.intent.exists():
+        if self._router.store.is_changing():
             self._mend()
         return False
 
@@ -244,20 +246,23 @@ class Watcher:
     def _mend(self) -> None:
         """Finish or undo what a killed command left."""
         try:
-            found = self._router.store.intent()
+            found, before, was_changing = self._router.store.intent(), self._router.index(), self._router.store.is_changing()
             with self._router.locked():
                 pass  # whoever has the lock mends first
         except (RouterError, OSError) as why:
             self._taking_up.left_out(why)
             return
+        index = self._router.index()
         if found is not None:
-            index = self._router.index()
-            intent = found[0]
+            is_finished = index is not None and index.number == found[0]["number"]
+            what = f"generation {found[0]['number']}"
+        elif was_changing and index is not None and before is not None:
             # a change of endpoints makes no generation: its log has it or has it not
-            is_finished = index is not None and index.number == intent["number"] and index.log > intent.get("log", -1)
-            of = "a change of endpoints of " if "log" in intent else ""
-            what = f"{'finished' if is_finished else 'took back'} {of}generation {intent['number']}, whose command was killed"
-            self._tell(what)
+            is_finished = before.is_unfinished and index.live == before.live
+            what = f"a change of endpoints of generation {before.number}"
+        else:
+            return
+        self._tell(f"{'finished' if is_finished else 'took back'} {what}, whose command was killed")
 
     # nginx
 
@@ -266,6 +271,22 @@ class Watcher:
         self._clock["nginx"] = time.monotonic() + NGINX_LOOK
         if self._keeping.look() and self._taking_up.due is not None:
             self._taking_up.again()
+        if (served := self._served_now()) != self._served:
+            self._served = served
+            self._checking.look()
+            self._judging.look()
+
+    def _served_now(self) -> tuple[object, ...]:
+        """Another one whenever something else is served: a deploy may take an endpoint in again and write no file of its app."""
+        current = self._paths.current
+        try:
+            target = current.readlink()
+        except OSError:
+            return ()
+        try:
+            return target, (current / LOG).stat().st_size
+        except OSError:
+            return (target,)
 
     # names
 

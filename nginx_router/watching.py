@@ -221,7 +221,7 @@ def _of_apps(path: str, is_directory: bool) -> str | None:
 
 
 def _of_run(path: str, is_directory: bool) -> str | None:
-    return ROOT if path == "." else INTENT if path == "intent.json" else None
+    return ROOT if path == "." else INTENT if path in ("intent.json", "changing") else None
 
 
 def _of_code(path: str, is_directory: bool) -> str | None:

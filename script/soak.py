@@ -39,6 +39,8 @@ BIN = Path(sys.executable).parent
 OPERATORS, CLIENTS, PER_APP, HOT = 3, 3, 3, 6
 #: Seconds within which a hand edit must be served; on a busy machine a transaction alone takes some.
 EDIT_SECONDS = 30.0
+#: How `updates` is set, one after the other, each for the same part of the time: to leave a mode under load is a change like any other.
+MODES = {"reload": ["reload"], "live": ["live"], "both": ["live", "reload", "live", "reload"]}
 #: How far the journal is filled before the run, so that it is put aside in the middle of it.
 ROOM = 4_000
 
@@ -550,7 +552,8 @@ def backends(names: list[str]) -> Iterator[list[int]]:
 # the run
 
 
-def soak(minutes: float, count: int, seed: int) -> int:
+def soak(minutes: float, count: int, seed: int, updates: str) -> int:
+    modes = MODES[updates]
     tally = Tally()
     chance = random.Random(seed)
     names = [f"app{number:03d}" for number in range(count + count // 4)]
@@ -563,23 +566,23 @@ def soak(minutes: float, count: int, seed: int) -> int:
             probe.bind(("127.0.0.1", 0))
             host = Host(Path(name) / "r", probe.getsockname()[1], tally)
         apps = [App(each, ports[PER_APP * n : PER_APP * (n + 1)]) for n, each in enumerate(names)]
-        furnish(host, apps[:count], chance)
+        furnish(host, apps[:count], chance, modes[0])
         watching = host.begin("watch")
         try:
             until(lambda: watch_is_ready(host), "router watch")
-            reaper = live(host, apps, watching.pid, minutes * 60, seed)
+            reaper = live(host, apps, watching.pid, minutes * 60, seed, modes)
             broken = judge(host, apps, reaper, watching)
         finally:
             watching.terminate()
             watching.communicate()
             host.run("proxy:stop")
-    return report(tally, reaper, broken, minutes, count, seed)
+    return report(tally, reaper, broken, minutes, count, seed, modes)
 
 
-def furnish(host: Host, apps: list[App], chance: random.Random) -> None:
+def furnish(host: Host, apps: list[App], chance: random.Random, updates: str) -> None:
     root = host.paths.root
     root.mkdir()
-    host.paths.config.write_text(f'[proxy]\nbind-address = "127.0.0.1"\nhttp-port = {host.port}\n')
+    host.paths.config.write_text(f'[proxy]\nbind-address = "127.0.0.1"\nhttp-port = {host.port}\nupdates = "{updates}"\n')
     host.paths.global_domains.write_text("soak.test\n")
     for app in apps:
         app.exists, app.endpoints = True, chance.sample(app.ports, chance.randint(1, PER_APP))
@@ -599,7 +602,7 @@ def watch_is_ready(host: Host) -> bool:
     return (host.paths.run / "watch.lock").exists()
 
 
-def live(host: Host, apps: list[App], watch: int, seconds: float, seed: int) -> Reaper:
+def live(host: Host, apps: list[App], watch: int, seconds: float, seed: int, modes: list[str]) -> Reaper:
     over, silence = threading.Event(), threading.Event()
     parts = [apps[n::OPERATORS] for n in range(OPERATORS)]
     operators = [Operator(host, part, [app for app in apps if app not in part], f"{seed}-{n}", over) for n, part in enumerate(parts)]
@@ -608,8 +611,12 @@ def live(host: Host, apps: list[App], watch: int, seconds: float, seed: int) -> 
     threads = [*clients, reaper, *operators]
     for each in threads:
         each.start()
+    began = time.monotonic()
     try:
-        over.wait(seconds)
+        for turn, mode in enumerate([*modes[1:], None], 1):
+            if over.wait(max(0.0, began + seconds * turn / len(modes) - time.monotonic())) or mode is None:
+                break
+            switch(host, mode)
     finally:
         over.set()
         for each in (*operators, reaper):
@@ -618,6 +625,13 @@ def live(host: Host, apps: list[App], watch: int, seconds: float, seed: int) -> 
         for each in clients:
             each.join()
     return reaper
+
+
+def switch(host: Host, mode: str) -> None:
+    code, _, err = host.run("proxy:set", "--global", "updates", mode)
+    host.tally.add("switches of updates")
+    if code:
+        host.tally.add("unexpected exits", f"proxy:set --global updates {mode}: exit {code}: {err.strip()}")
 
 
 def judge(host: Host, apps: list[App], reaper: Reaper, watching: subprocess.Popen[str]) -> list[str]:
@@ -700,12 +714,13 @@ def middle(samples: list[tuple[int, int]]) -> tuple[float, float]:
     return statistics.median(each[0] for each in samples), statistics.median(each[1] for each in samples)
 
 
-def report(tally: Tally, reaper: Reaper, broken: list[str], minutes: float, count: int, seed: int) -> int:
+def report(tally: Tally, reaper: Reaper, broken: list[str], minutes: float, count: int, seed: int, modes: list[str]) -> int:
     counts = tally.counts
     third = max(1, len(reaper.samples) // 3)
     first, last = (middle(part) for part in (reaper.samples[third : 2 * third] or reaper.samples, reaper.samples[-third:]))
     commands = {what.removeprefix("command "): n for what, n in counts.items() if what.startswith("command ")}
     rows = [
+        ("`updates`, one after the other", ", ".join(modes)),
         ("wrong-app answers", f"{counts['wrong-app answers']} of {counts['requests']} requests"),
         ("failed fresh requests", counts["failed fresh requests"]),
         (
@@ -751,6 +766,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--apps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--updates", choices=sorted(MODES), default="both")
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
@@ -760,7 +776,7 @@ def main() -> int:
         asyncio.run(serve(given.serve))
     if not shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
         raise SystemExit("there is no nginx on this machine")
-    return soak(given.minutes, given.apps, given.seed)
+    return soak(given.minutes, given.apps, given.seed, given.updates)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 TABLE = "proxy"
 #: How many stale apps the screen of `status` has room for.
 STALE_SHOWN = 5
+#: And how many canaries.
+CANARIES_SHOWN = 5
 PROXY_KEYS = ("type", "mode", "running", "pid", "workers", "draining_workers")
-STATUS_KEYS = ("generation", "serving", "updates", "proxy", "apps", "stale", "problems", "draining", "changes")
+STATUS_KEYS = ("generation", "serving", "updates", "proxy", "apps", "stale", "problems", "canaries", "draining", "changes")
 
 
 def start(router: Router) -> None:
@@ -89,7 +91,10 @@ def set_property(
     if key == "worker-shutdown-timeout" and value is not None and router.settings().is_host_mode:
         line, conf = f"worker_shutdown_timeout {lookup(TABLE, key).parse(value)};", router.settings().get("nginx-conf")
         raise UsageProblem(f"{key} is for router's own nginx (mode managed)", hint=f"put `{line}` at the top of {conf}")
+    before = router.settings().get("updates")
     change(router, [property_event(TABLE, None, key, value)])
+    if key == "updates" and lookup(TABLE, key).parse(value or lookup(TABLE, key).default) != before:
+        _say_who_moves(router)
 
 
 def reconcile(
@@ -175,6 +180,10 @@ def _show(router: Router, found: Mapping[str, Any]) -> None:
     what = f"generation {serving}" if serving is not None else "nothing"
     rows.append(("serving", what if serving == current else f"{what}; current is {current if current is not None else 'none'}"))
     rows.append(("apps", f"{found['apps']}, {len(found['stale'])} of them stale" if found["stale"] else str(found["apps"])))
+    under_way = found.get("canaries", ())
+    rows += [("canary", _canary(each)) for each in under_way[:CANARIES_SHOWN]]
+    if len(under_way) > CANARIES_SHOWN:
+        rows.append(("canary", f"and {len(under_way) - CANARIES_SHOWN} more: router status --canaries"))
     for leaving in found.get("draining", ()):
         held = "connections unknown" if leaving["connections"] is None else _count(leaving["connections"], "connection")
         rows.append(("draining", f"worker {leaving['pid']} for {leaving['seconds']:.0f} s, {held}"))
@@ -188,6 +197,36 @@ def _show(router: Router, found: Mapping[str, Any]) -> None:
         router.out.data()
         columns = ("time (UTC)", "user", "result", "seconds", "command")
         router.out.table(columns, [_change_row(line) for line in found["changes"]])
+
+
+def _say_who_moves(router: Router) -> None:
+    """Canaries that are under way get other clients from now on: the two ways part them by different sums.
+
+    It is said and not refused: who leaves a mode may have to at once, and one app's canary is no reason that a host cannot.
+    """
+    index = router.index()
+    moved = [
+        f"{each['app']} ({each['canary']})" for each in (proxy.canaries_under_way(router, index) if index else []) if each["canary"] != "0%"
+    ]
+    if moved:
+        verb = "would move" if router.request.dry_run else "moved"
+        router.out.say(f"note: clients {verb} between old instances and the canary, as many as before and others: {', '.join(moved)}")
+
+
+def _canary(each: Mapping[str, Any]) -> str:
+    age = f", for {_lasting(each['since'])}" if each["since"] else ""
+    return f"{each['app']}: {each['canary']} of the clients get {' '.join(each['endpoints']) or 'it'}{age}"
+
+
+def _lasting(since: str) -> str:
+    """How long ago a moment was, in the largest unit of which there are two."""
+    from datetime import UTC, datetime
+
+    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()))
+    number, unit = next(
+        (seconds // size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")) if seconds >= 2 * size or size == 1
+    )
+    return f"{number} {unit}"
 
 
 def _change_row(line: Mapping[str, Any]) -> tuple[object, ...]:

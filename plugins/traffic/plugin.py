@@ -11,11 +11,12 @@ from nginx_router import canaries
 from nginx_router.arguments import change, chosen, existing, last_good
 from nginx_router.errors import UsageProblem
 from nginx_router.events import Event
+from nginx_router.times import stamp
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
 
-KEYS = ("app", "canary", "endpoints", "max_errors", "aborted")
+KEYS = ("app", "canary", "since", "endpoints", "max_errors", "aborted")
 
 
 def set_share(
@@ -56,7 +57,7 @@ def set_share(
 
 
 def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:
-    """The canary of an app, or of all: its share of the clients, its instances, and why the last one was aborted.
+    """The canary of an app, or of all: its share of the clients, since when, its instances, and why the last one was aborted.
 
     Example: router traffic:report blog --canary
     """
@@ -67,9 +68,11 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
     for name in chosen(router, app):
         found, _ = last_good(router, name)
         few = canaries.of_app(found)
+        since = canaries.since(found) if few else None
         yield {
             "app": name,
             "canary": canaries.share_of(found) if few else None,
+            "since": stamp(since) if since else None,
             "endpoints": canaries.shown(few),
             "max_errors": canaries.max_errors_of(found),
             "aborted": canaries.aborted(found),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,11 +80,18 @@ def test_a_share_of_the_clients_gets_it_and_keeps_it_when_the_share_grows(blog: 
         assert lucky(blog) == set(MANY), "everybody"
         said = blog.done("apps:report", "blog", "--format", "json").json
         assert said["canary"] == "100%" and [e["canary"] for e in said["endpoints"]] == [False, False, True]
+        since = blog.done("apps:traffic:report", "blog", "--since").out.strip()
+        assert abs((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()) < 200
         assert blog.done("apps:traffic:report", "blog", "--format", "json").json == {
-            "app": "blog", "canary": "100%", "endpoints": [str(new)], "max_errors": "5%", "aborted": None,
+            "app": "blog", "canary": "100%", "since": since, "endpoints": [str(new)], "max_errors": "5%", "aborted": None,
         }  # fmt: skip
+        assert blog.done("status", "--format", "json").json["canaries"] == [
+            {"app": "blog", "canary": "100%", "endpoints": [str(new)], "since": since},
+        ]  # fmt: skip
+        assert re.search(rf"canary +blog: 100% of the clients get {new}, for \d+ (s|min)\n", blog.done("status").out)
         result = blog.done("apps:deploy", "blog", "--promote")
         assert result.out == f"{old[0]}\n{old[1]}\n"
+        assert blog.done("status", "--format", "json").json["canaries"] == []
         assert upstreams(blog) == [str(new)] and not (blog.store.texts("blog") or {}).get("app.toml")
         assert set(places(blog, MANY[:20]).values()) == {"new"}
     finally:
@@ -151,6 +160,35 @@ def test_only_one_at_a_time_and_nothing_beside_it(blog: Live, old: list[Backend]
             assert result.code == 4 and str(new) in result.err and "--promote, or --abort" in result.err, result
         blog.done("apps:deploy", "blog", "--abort", "--dry-run")
         blog.done("apps:deploy", "blog", "--promote", "--dry-run")
+
+
+def test_the_share_goes_with_the_last_instance(blog: Live, new: Backend, backend: Callable[..., Backend]) -> None:
+    other = backend("new")
+    begin(blog, new, "50%")
+    blog.done("upstreams:add", "blog", other)
+    blog.write("apps/blog/UPSTREAMS", "".join(f"{line}\n" for line in upstreams(blog)).replace(f"{other}\n", f"{other} canary\n"))
+    blog.done("reconcile")
+    assert "is ended" not in blog.done("apps:retire", "blog", new).err
+    assert blog.done("traffic:report", "blog", "--canary").out == "50%\n", "one is left"
+    assert "the canary of blog is ended" in blog.done("apps:retire", "blog", other).err
+    assert not (blog.store.texts("blog") or {})["app.toml"]
+    blog.write("apps/blog/UPSTREAMS", "".join(f"{line}\n" for line in [*upstreams(blog), f"{new} canary"]))
+    blog.done("reconcile")
+    assert lucky(blog, MANY[:40]) == set(), "no share is left over"
+    blog.is_consistent()
+
+
+def test_who_changes_updates_meanwhile_is_told_that_clients_move(blog: Live, new: Backend) -> None:
+    other = "reload" if blog.done("status", "--updates").out == "live\n" else "live"
+    words = ("proxy:set", "--global", "updates")
+    begin(blog, new, "30%")
+    assert "blog (30%)" in blog.done(*words, other, "--dry-run").err
+    assert "clients moved" not in blog.done(*words, "live" if other == "reload" else "reload").err, "it is that already"
+    result = blog.done(*words, other)
+    assert "note: clients moved between old instances and the canary, as many as before and others: blog (30%)" in result.err
+    assert 5 <= len(lucky(blog, MANY[:40])) <= 20
+    blog.done("traffic:set", "blog", "0%")
+    assert "clients moved" not in blog.done(*words, "live" if other == "reload" else "reload").err, "nobody has it"
 
 
 def test_by_hand(blog: Live, old: list[Backend], new: Backend) -> None:

@@ -108,7 +108,8 @@ def test_more_errors_than_the_others_have_abort_it(blog: Live, broken: Broken) -
 
     until(aborted, 60, "the abort")
     until(lambda: "of the canary were errors" in blog.done("apps:report", "blog", "--aborted").out, 30)
-    assert statuses(blog, clients) == {200}
+    # the files are written before nginx is reloaded
+    until(lambda: statuses(blog, clients) == {200}, 15, "everybody to get the others")
     status = blog.done("status", "--format", "json").json
     assert any("its canary was aborted" in problem for problem in status["problems"]), status
     said = ended(command)

@@ -370,3 +370,40 @@ def test_a_dead_socket_is_removed(two_apps: Live) -> None:
 def test_a_root_that_does_not_exist_yet_is_no_problem(router: Any) -> None:
     result = router("doctor", "--format", "json")
     assert result.code == 0, result
+
+
+@pytest.fixture
+def deployed(two_apps: Live, backend: Callable[[str], Backend]) -> Live:
+    """`updates live`, and a change of endpoints that made no generation."""
+    two_apps.done("proxy:set", "--global", "updates", "live")
+    two_apps.done("apps:deploy", "blog", backend("new"))
+    return two_apps
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_lost_snapshot_is_written_again(deployed: Live, damage: str) -> None:
+    snapshot = deployed.paths.current / "live.tsv"
+    text = snapshot.read_bytes()
+    assert deployed.done("doctor", "--quiet").out == ""
+    snapshot.unlink() if damage == "gone" else snapshot.write_bytes(text[: len(text) // 2])
+    found = text_of(deployed, "generations")
+    assert "live.tsv is gone or was changed: an nginx that starts knows no instance" in found["problem"], found
+    deployed.done("doctor", "--fix")
+    assert snapshot.read_bytes() == text, "with its log it is what nginx has"
+    assert deployed.done("doctor", "--quiet").out == ""
+    deployed.done("proxy:stop")
+    deployed.done("proxy:start")
+    assert deployed.get("blog.test").body == "new"
+
+
+def test_a_lost_log_of_an_older_generation_is_named_and_said_by_a_rollback(deployed: Live, backend: Callable[[str], Backend]) -> None:
+    older = deployed.generations.current_number() or 0
+    deployed.done("domains:add", "blog", "www.blog.test")
+    deployed.generations.log_path(older).unlink()
+    found = text_of(deployed, "generations", code=0)
+    assert found["state"] == "warning" and f"endpoints.log of generation {older} is lost or was changed: a rollback" in found["problem"]
+    assert found["fix"] == f"roll back without --endpoints: router generations:rollback {older}"
+    result = deployed.done("generations:rollback", older, "blog", "--endpoints")
+    assert f"endpoints.log of generation {older} is lost: endpoints are those that it began with" in result.err
+    assert deployed.get("blog.test").body == "blog"
+    deployed.is_consistent()

@@ -170,7 +170,8 @@ def test_an_instance_that_fails_gets_no_request_until_it_is_well(
 
     one.status = 200
     until(lambda: states(both, "blog") == ["active", "active"], 15, "its return")
-    assert answers(both, "blog") == {(200, "one"), (200, "two")}
+    # the report has it with the commit, nginx with the reload behind it
+    until(lambda: answers(both, "blog") == {(200, "one"), (200, "two")}, 15, "requests")
     assert both.done("status", "--problems").out == ""
     watch.says(f"blog: {one} is in again")
     assert {k: v for k, v in both.files().items() if "DOMAINS" not in k} == {k: v for k, v in files.items() if "DOMAINS" not in k}
@@ -189,6 +190,7 @@ def test_when_all_fail_all_are_asked_all_the_same(both: Live, moody: Callable[..
     watch = watching(both)
     one.status = two.status = 503
     watch.says("blog: all of web fail, and get requests all the same", 30)
+    assert any(f"{each} fails: " in words for each in (one, two) for words in watch.lines), "the one that nobody took out"
     assert answers(both, "blog") == {(503, "database is gone")}
     for each in report(both, "blog"):
         assert each["state"] == "active" and each["problem"].endswith("; it gets requests all the same: no other endpoint of web is up")
@@ -198,6 +200,30 @@ def test_when_all_fail_all_are_asked_all_the_same(both: Live, moody: Callable[..
     until(lambda: states(both, "blog") == ["down", "active"], 15, "the return of one")
     # the report has it with the commit, nginx with the reload behind it
     until(lambda: answers(both, "blog") == {(200, "two")}, 15, "nginx to ask that one alone")
+
+
+def test_one_that_is_out_and_deployed_again_is_in_when_it_answered(
+    both: Live, moody: Callable[..., Moody], watching: Callable[..., Watch]
+) -> None:
+    one, two = moody("one"), moody("two")
+    checked(both, "blog", one, two, rise=100, interval=0.5)
+    watch = watching(both)
+    one.status = 503
+    until(lambda: states(both, "blog") == ["down", "active"], 20, "its leave")
+    result = both("apps:deploy", "blog", one, two, "--check-timeout", "0.5")
+    assert result.code == 12 and states(both, "blog") == ["down", "active"], "it does not answer yet"
+    one.status = 200
+    result = both.done("apps:deploy", "blog", one, two)
+    assert f"{one} failed its checks before, and is in again: it answered" in result.err and result.out == ""
+    assert states(both, "blog") == ["active", "active"]
+    until(lambda: (200, "one") in answers(both, "blog"), 10, "requests")
+    asked, changes = one.asked, len(by_watch(both))
+    until(lambda: one.asked > asked + 2, 15, "the watch to ask on")
+    assert states(both, "blog") == ["active", "active"] and len(by_watch(both)) == changes, "the watch has seen that it was taken in"
+    assert both.journal()[-1]["reloads"] == (0 if is_live(both) else 1)
+    one.status = 503
+    until(lambda: states(both, "blog") == ["down", "active"], 20, "its next leave")
+    assert watch.end() == 0
 
 
 def test_a_connection_that_is_refused_and_an_answer_that_does_not_come_are_named(

@@ -118,3 +118,19 @@ def test_more_and_fewer(blog: Live, old: list[Backend], backend: Callable[..., B
     result = blog.done("apps:deploy", "blog", one, *(f"api={each}" for each in api), "--batch", "2")
     assert result.out.split() == [str(each) for each in old]
     assert sorted(upstreams(blog)) == sorted([str(one), *(f"api {each}" for each in api)])
+
+
+@pytest.mark.parametrize("batch", [(), ("--batch", "1")])
+def test_an_instance_that_was_drained_serves_again_when_a_deploy_names_it(
+    both: Live, backend: Callable[..., Backend], batch: tuple[str, ...]
+) -> None:
+    one = backend("one")
+    both.app("blog", [HOST], [f"{one} weight=2"])
+    both.done("reconcile")
+    both.done("upstreams:drain", "blog", one)
+    assert both.get(HOST).status in (502, 503), "nobody is left"
+    result = both.done("apps:deploy", "blog", one, *batch)
+    assert f"{one} had the flag drain: taken off, it gets requests again" in result.err and result.out == ""
+    assert (both.store.texts("blog") or {})["UPSTREAMS"] == f"{one} weight=2\n"
+    assert both.get(HOST).body == "one"
+    both.is_consistent()

@@ -38,7 +38,7 @@ def test_the_screen_names_what_serves_and_the_last_changes(two_apps: Live) -> No
 
 def test_json_has_the_promised_keys_and_what_was_added(two_apps: Live) -> None:
     found = two_apps.done("status", "--format", "json").json
-    assert list(found) == ["generation", "serving", "updates", "proxy", "apps", "stale", "problems", "draining", "changes"]
+    assert list(found) == ["generation", "serving", "updates", "proxy", "apps", "stale", "problems", "canaries", "draining", "changes"]
     assert list(found["proxy"]) == ["type", "mode", "running", "pid", "workers", "draining_workers"]
     assert (found["apps"], found["draining"], found["proxy"]["pid"]) == (2, [], two_apps.master)
     assert found["changes"][0] == two_apps.journal()[-1]

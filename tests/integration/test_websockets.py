@@ -132,6 +132,43 @@ def test_retire_and_drain_take_it_too(lively: Chat, command: str) -> None:
     assert lively.answer() == 1
 
 
+def test_a_batch_waits_for_its_requests_and_not_for_them(lively: Chat, backend: Callable[..., Backend]) -> None:
+    other, third = backend("other"), backend("new")
+    lively.connect(2)
+    lively.ask()
+    until(lambda: under_way(lively.live, lively.old) == InFlight(requests=1, websockets=2))
+    lively.live.done("upstreams:add", "blog", other)
+    deploy = lively.live.begin("apps:deploy", "blog", lively.new, third, "--batch", "1", "--websockets", "close", "--drain", "60")
+    until(lambda: "new" in {lively.live.get(HOST).body for _ in range(4)}, 30, "the first batch")
+    with pytest.raises(AssertionError):
+        until(lambda: str(third) in (lively.live.store.texts("blog") or {})["UPSTREAMS"], 1.5)
+    lively.old.may_go.set()
+    result = deploy.wait(30)
+    assert result.code == 0 and result.out == f"{lively.old}\n{other}\n", result
+    assert result.err.count("still open on") == 1 and f"2 websockets are still open on {lively.old}: whoever stops these" in result.err
+    assert lively.answer() == 2
+
+
+@pytest.mark.parametrize("end", ["--promote", "--abort"])
+def test_a_canary_comes_and_ends_without_a_wait_for_them(lively: Chat, end: str) -> None:
+    canary = Slow()
+    try:
+        begun = lively.live.done("apps:deploy", "blog", canary, "--canary", "100%", "--websockets", "close", "--drain", "60")
+        assert begun.out == "" and begun.seconds < 20
+        if end == "--promote":
+            lively.live.done("traffic:set", "blog", "0%")
+        leaving = lively.old if end == "--promote" else canary
+        lively.connect(2)
+        until(lambda: under_way(lively.live, leaving) == InFlight(requests=0, websockets=2))
+        result = lively.live.done("apps:deploy", "blog", end, "--websockets", "close", "--drain", "60", "--format", "json")
+        assert result.seconds < 20 and result.json["retired"] == [str(leaving)], result
+        assert (result.json["websockets"], result.json["forced"]) == (2, 0)
+        assert f"2 websockets are still open on {leaving}: whoever stops these cuts them" in result.err
+        assert lively.answer() == 2
+    finally:
+        canary.close()
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -60,6 +60,7 @@ def some_event(rng: random.Random, world: World) -> Event:
             "create": True,
             "domains": names,
             "counts": {process: len(addresses)} if rng.random() < 0.5 else {},
+            "named": {process: addresses} if rng.random() < 0.5 else {},
         },
         "ports": {"verb": rng.choice(["add", "remove", "set", "clear"]), "ports": rng.sample(["http", "http:9000", "http:9001:api"], 2)},
         "property": {"table": "nginx", "key": "proxy-keepalive", "value": rng.choice(["8", "16", None])},
@@ -144,6 +145,9 @@ def test_the_same_change_again_changes_no_byte(seed: int) -> None:
         assert world.seen() == before, event
         if event.action == "deploy":
             assert edit.answer["retired"] == []
+            app = parse_app(event.app or "", world.apps[event.app or ""])
+            asked = [e for p, addresses in event.args["named"].items() for e in app.of_process(p) if e.address.text in addresses]
+            assert all(e.state == "active" for e in asked), "whoever is named gets requests"
         tried += 1
     assert tried > 10
 

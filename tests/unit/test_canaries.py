@@ -11,9 +11,11 @@ from nginx_router import canaries
 from nginx_router.errors import Conflict, NotFound, UsageProblem
 from nginx_router.model import App, parse_app
 from nginx_router.names import endpoint_line
+from nginx_router.times import stamp
 
 UNDER_WAY = "# ours\n10.0.0.3:80 weight=2\n10.0.0.9:80 canary   # the new one\napi 10.0.0.5:80\n"
-TOML = '[traffic]\nmax-errors = "1%"\ncanary = "10%"\n'
+SINCE = "2026-11-24T20:12:00.000Z"
+TOML = f'[traffic]\nmax-errors = "1%"\ncanary = "10%"\nsince = "{SINCE}"\n'
 
 
 def app_of(upstreams: str, toml: str = "") -> App:
@@ -86,10 +88,20 @@ def test_a_canary_is_new_and_stands_beside_others(coming: dict[str, list[str]]) 
 
 def test_what_a_rollback_of_settings_leaves_of_it() -> None:
     now = app_of(UNDER_WAY, TOML)
-    assert canaries.kept(now, {"app.toml": '[traffic]\ncanary = "50%"\n'})["app.toml"] == '[traffic]\ncanary = "10%"\n'
+    ours = f'[traffic]\ncanary = "10%"\nsince = "{SINCE}"\n'
+    assert canaries.kept(now, {"app.toml": '[traffic]\ncanary = "50%"\nsince = "then"\n'})["app.toml"] == ours
     assert canaries.kept(app_of("10.0.0.3:80\n"), {"app.toml": '[traffic]\ncanary = "50%"\n'})["app.toml"] == ""
-    assert canaries.kept(now, {})["app.toml"] == '[traffic]\ncanary = "10%"\n'
+    assert canaries.kept(now, {})["app.toml"] == ours
     assert canaries.kept(None, {"UPSTREAMS": ""}) == {"UPSTREAMS": ""}
+
+
+def test_since_when_it_is_under_way() -> None:
+    began = {"verb": "begin", "share": "5%", "since": SINCE}
+    made = canaries.flagged(app_of("10.0.0.3:80\n"), {"UPSTREAMS": "10.0.0.3:80\n10.0.0.9:80\n"}, began, {"web": ["10.0.0.9:80"]})
+    since = canaries.since(app_of(made["UPSTREAMS"], made["app.toml"]))
+    assert since and stamp(since) == SINCE
+    for text in ("", '[traffic]\nsince = "then"\n', '[traffic]\nsince = "2026-11-24T20:12:00"\n'):
+        assert canaries.since(app_of(UNDER_WAY, text)) is None, "by hand"
 
 
 def test_why_it_was_aborted_moves_no_cursor() -> None:

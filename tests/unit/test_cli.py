@@ -63,11 +63,15 @@ def test_an_unknown_command_names_the_nearest(run: Run, typed: str, nearest: str
     assert got.talk == [f"router: there is no command '{typed}'; the nearest is {nearest}", "  router help"]
 
 
-def test_a_word_that_is_no_command_at_all_names_one_all_the_same(run: Run) -> None:
-    assert run("blog").code == 2
-    assert "the nearest is " in run("blog").err
-    assert run("apps:create", "blog").code == 0
+def test_a_word_that_is_near_no_command_names_none_but_an_app_that_is_near(run: Run) -> None:
+    for word in ("blog", "blogg", "xyzzy"):
+        assert (run(word).code, run(word).talk) == (2, [f"router: there is no command '{word}'", "  router help"])
+    for app in ("blog", "create-1"):
+        assert run("apps:create", app).code == 0
     assert run("blog").talk[1] == "  blog is an app: router apps:report blog"
+    assert run("blogg").talk == ["router: there is no command 'blogg'; the nearest is app blog", "  router apps:report blog"]
+    assert run("xyzzy").talk[0] == "router: there is no command 'xyzzy'"
+    assert "the nearest is apps:create" in run("creat").err, "a command that is nearer than any app"
 
 
 def test_a_noun_without_a_verb_names_its_verbs(run: Run) -> None:

@@ -331,6 +331,7 @@ def test_status_of_a_proxy_that_was_never_started(run: Run, router_root: Path) -
         "apps": 1,
         "stale": [],
         "problems": status.json()["problems"],
+        "canaries": [],
         "draining": [],
         "changes": status.json()["changes"],
     }

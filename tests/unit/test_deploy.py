@@ -231,6 +231,17 @@ def test_an_equal_address_keeps_its_flags(router: Any, listening: Callable[[], s
     assert upstreams(router) == f"{kept} weight=3 backup  # slow\n{new}\n"
 
 
+def test_what_was_draining_gets_requests_again_when_a_deploy_names_it(router: Any, listening: Callable[[], str]) -> None:
+    named, other, passing = listening(), listening(), listening()
+    an_app(router, f"{named} weight=3 drain\n{other} down\napi {other} drain\n")
+    assert deploy(router, named, other).retired == ()
+    assert upstreams(router) == f"{named} weight=3\n{other}\napi {other} drain\n", "the other process was not named"
+    router.plugins.hooks["scale"] = lambda event: f"{named}\n{passing}\n"
+    (router.paths.app("blog") / "UPSTREAMS").write_text(f"{named} drain\n")
+    scale(router, "web=2")
+    assert upstreams(router) == f"{named} drain\n{passing}\n", "a scale names no instance"
+
+
 def test_the_same_set_again_is_checked_and_changes_nothing(router: Any, listening: Callable[[], str]) -> None:
     same = listening()
     an_app(router, f"{same}\n")

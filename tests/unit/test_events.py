@@ -204,6 +204,22 @@ def test_drain_sets_the_flag_and_keeps_the_line(world: World) -> None:
     assert "did you mean 10.0.0.3:8" in refused.value.message
 
 
+def test_the_share_goes_with_the_last_canary(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "parse", lambda app, texts: parse_app(app, texts, ("traffic",)))
+    toml = '[traffic]\nmax-errors = "1%"\ncanary = "10%"\nsince = "2026-11-24T20:12:00.000Z"\n'
+    text = "10.0.0.3:80\n10.0.0.8:80 canary\n10.0.0.9:80 canary\n"
+    for args in ({"verb": "remove", "endpoints": ["10.0.0.9:80"]}, {"verb": "set", "endpoints": ["10.0.0.3:80"]}, {"verb": "clear"}):
+        world.apps["blog"] = {"UPSTREAMS": text, "app.toml": toml}
+        edit = reduce(Event("upstreams", "blog", {"verb": "remove", "endpoints": ["10.0.0.8:80"]}), world)
+        texts = edit.apps["blog"]
+        assert texts and texts["app.toml"] == toml and edit.notes == (), "one is left"
+        world.apps["blog"] = texts
+        edit = reduce(Event("upstreams", "blog", args), world)
+        texts = edit.apps["blog"]
+        assert texts and texts["app.toml"] == '[traffic]\nmax-errors = "1%"\n'
+        assert edit.notes == ("the canary of blog is ended: that was its last instance",)
+
+
 def test_a_broken_hand_edit_is_named_with_its_line(world: World) -> None:
     world.apps["blog"] = {"UPSTREAMS": "10.0.0.3:80\nnonsense\n"}
     with pytest.raises(UsageProblem) as refused:
@@ -232,6 +248,21 @@ def test_an_equal_address_keeps_its_flags_and_the_same_set_changes_nothing(world
     world.apps["blog"] = {"UPSTREAMS": text}
     edit = deploy(world, "blog", web=["10.0.0.4:80", "10.0.0.3:80"])
     assert world.apps["blog"]["UPSTREAMS"] == text
+    assert edit.answer == {"retired": []} and edit.notes == ()
+
+
+def test_what_keeps_requests_from_endpoints_that_a_deploy_names_is_taken_off(world: World) -> None:
+    text = "10.0.0.3:80 weight=2 backup drain  # slow\n10.0.0.4:80 drain down\n10.0.0.5:80 down\napi 10.0.0.3:80 drain\n"
+    world.apps["blog"] = {"UPSTREAMS": text}
+    web = ["10.0.0.3:80", "10.0.0.4:80", "10.0.0.5:80"]
+    expected = {"web": endpoint_lines(text, "web")}
+    named = {"web": ["10.0.0.3:80", "10.0.0.4:80"]}
+    edit = world.apply("deploy", "blog", processes={"web": web}, expected=expected, existed=True, named=named)
+    assert world.apps["blog"]["UPSTREAMS"] == "10.0.0.3:80 weight=2 backup  # slow\n10.0.0.4:80\n10.0.0.5:80 down\napi 10.0.0.3:80 drain\n"
+    assert edit.notes == (
+        "10.0.0.3:80 had the flag drain: taken off, it gets requests again",
+        "10.0.0.4:80 had the flags drain and down: taken off, it gets requests again",
+    )
     assert edit.answer == {"retired": []}
 
 

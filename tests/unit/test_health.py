@@ -504,6 +504,21 @@ def test_without_anything_to_ask_there_is_no_thread(prober: tuple[Prober, list[V
     assert threading.active_count() == before
 
 
+def test_one_that_somebody_else_took_in_is_asked_at_once_and_has_to_fall(
+    serve: Callable[..., Server], prober: tuple[Prober, list[Verdict]]
+) -> None:
+    one, told = prober
+    server = serve(b"HTTP/1.1 503 No\r\n\r\nno")
+    one.watch("blog", {"one": target(server.address, interval=30.0)}, ["one"])
+    one.take_in("blog", ["one", "another"])
+    assert one.is_up(("blog", "one"))
+    until(lambda: server.asked, 2)
+    assert one.is_up(("blog", "one")) and told == [], "once is not often enough"
+    one.watch("blog", {"one": target(server.address, interval=0.1)}, ())
+    until(lambda: told)
+    assert told == [Verdict(("blog", "one"), "HTTP 503: 'no'")]
+
+
 def test_checks_of_many_are_spread_over_the_interval(serve: Callable[..., Server]) -> None:
     server = serve(b"HTTP/1.1 200 OK\r\n\r\n")
     chance = random.Random(1)
@@ -587,3 +602,20 @@ def test_a_look_at_once_names_who_fails(run: Callable[..., Any], serve: Callable
         (dead, False),
     ]
     assert run("checks:run", "blog", "--process", "ap").code == 3
+
+
+def test_what_is_told_of_those_that_fail_is_what_becomes_of_them() -> None:
+    app = parse_app("blog", {"UPSTREAMS": "10.0.0.3:80\n10.0.0.4:80\napi 10.0.0.5:80 drain\n"})
+    three, four = "10.0.0.3:80", "10.0.0.4:80"
+    none, one, other = Facts(), Facts(unhealthy={three: "why"}), Facts(unhealthy={four: "why"})
+    both = Facts(unhealthy={three: "why", four: "why"})
+    all_the_same = "why; it gets requests all the same: no other endpoint of web is up"
+    everybody = "all of web fail, and get requests all the same"
+    assert health.moves(app, none, one) == [f"{three} is out: why"]
+    assert health.moves(app, one, none) == [f"{three} is in again"]
+    assert health.moves(app, none, both) == [f"{three} fails: {all_the_same}", f"{four} fails: {all_the_same}", everybody], "nobody is out"
+    assert health.moves(app, one, both) == [f"{four} fails: {all_the_same}", everybody]
+    assert health.moves(app, both, one) == [f"{three} is out: why", f"{four} is well again"], "it was never out"
+    assert health.moves(app, both, none) == [f"{three} is well again", f"{four} is well again"]
+    assert health.moves(app, one, other) == [f"{three} is in again", f"{four} is out: why"]
+    assert health.moves(app, both, both) == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from nginx_router.accesslog import Line
-from nginx_router.judging import Count, outcomes, verdict
+from nginx_router.judging import Aborted, Count, Judging, outcomes, verdict
 
 CANARY, OLD = "10.0.0.9:80", "10.0.0.3:80"
 
@@ -48,3 +51,21 @@ def test_the_reason_has_the_numbers() -> None:
     assert (
         verdict(Count(40, 12), Count(300, 3), 5.0) == "30.0% of 40 answers of the canary were errors within 60 s, 1.0% of 300 of the others"
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "said"),
+    [
+        (5, "router: pid 7 has the lock\n  it is free when that has ended\n", "pid 7 has the lock (it is free when that has ended)"),
+        (8, "a note: of a plugin\nrouter: nginx rejected it\n", "nginx rejected it"),
+        (1, "Segmentation fault\n", "Segmentation fault"),
+        (1, "", "exit 1"),
+    ],
+)
+def test_why_it_was_not_aborted_is_said_once_with_what_to_do(code: int, err: str, said: str) -> None:
+    talk: list[str] = []
+    router: Any = SimpleNamespace(index=lambda: None)
+    judging = Judging(router, lambda _: None, tell=talk.append, say=talk.append)
+    for _ in range(2):
+        judging.ended(Aborted("blog", code, "", err))
+    assert talk == [f"blog: its canary was not aborted: {said}"]

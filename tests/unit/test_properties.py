@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from nginx_router.errors import UsageProblem
@@ -149,6 +152,27 @@ def test_an_unknown_property_names_the_nearest() -> None:
     with pytest.raises(UsageProblem) as wrong:
         lookup("nginx", "client-max-body")
     assert "did you mean client-max-body-size?" in wrong.value.message
+    assert wrong.value.hint == "router nginx:report --global", "what lists them, and not dozens of names"
+
+
+@pytest.mark.parametrize("table", ["nginx", "proxy"])
+def test_what_lists_the_properties_does(run: Callable[..., Any], table: str) -> None:
+    with pytest.raises(UsageProblem) as wrong:
+        lookup(table, "xyzzy")
+    assert wrong.value.message == f"no {table} property 'xyzzy'"
+    shown = run(*wrong.value.hint.split()[1:])
+    assert shown.code == 0 and all(f"{name}:" in shown.out for name in PROPERTIES[table])
+
+
+def test_a_report_of_dozens_of_keys_names_the_nearest_alone(run: Callable[..., Any]) -> None:
+    run("apps:create", "blog")
+    got = run("nginx:report", "blog", "--client-max-body")
+    assert got.code == 2
+    assert got.talk == [
+        "router: no key '--client-max-body' in this report; did you mean --client-max-body-size?",
+        "  without it the report shows all",
+    ]
+    assert "there are: --app --domains" in run("apps:report", "blog", "--domain").err, "a few are listed"
 
 
 #: What Dokku's nginx:set knows (0.38).
