@@ -165,7 +165,7 @@ class Renderer:
                 nginx, {*app.nginx, *self.settings.nginx}, self.facts.host_has, is_marking=not is_live and (is_sticky or bool(splits))
             ),
             # without a reload: a canary may begin at any time, and says so by this variable
-            "mark": "$router_client_cookie" if is_sticky else '""',
+            "mark": "$router_client_cookie" if is_sticky else "$router_mark",
             "maps": [
                 *(directives.maps(variables, nginx["trusted-proxies"]) if app.nginx.get("trusted-proxies") else []),
                 *([] if is_live else splits.values()),

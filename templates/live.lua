@@ -362,7 +362,9 @@ local WAYS = { round_robin = by_rotation, least_conn = by_load, ip_hash = by_cli
 
 -- Clients and not requests are parted: by what their cookie says from the second request on.
 local function is_in_canary(route)
-    ngx.var.router_mark = ngx.var.router_client_cookie
+    if route.method ~= "cookie" then -- which marks every client
+        ngx.var.router_mark = ngx.var.router_client_cookie
+    end
     return ngx.crc32_short(ngx.var.router_client) % 10000 < route.share
 end
 
@@ -507,7 +509,7 @@ end
 
 -- balancer_by_lua; without trouble it goes through no loop and makes no table, so that LuaJIT compiles it as a whole.
 function live.balance()
-    local request, kind, name = get_request(), "r", ngx.var.router_process
+    local request, kind, name = cast("void *", get_request()), "r", ngx.var.router_process
     if byte(name, -2) == SPACE then
         kind, name = "u", sub(name, 1, -3)
     end

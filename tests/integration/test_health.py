@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -121,7 +122,11 @@ def report(live: Live, app: str) -> list[dict[str, Any]]:
 
 
 def states(live: Live, app: str) -> list[str]:
-    return [each["state"] for each in report(live, app)]
+    """Of the endpoints of an app, as nginx serves them: of a change that is under way the end is waited for."""
+    found = [each["state"] for each in report(live, app)]
+    with live.paths.lock.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    return found
 
 
 def answers(live: Live, app: str, count: int = 20) -> set[tuple[int, str]]:
@@ -129,8 +134,13 @@ def answers(live: Live, app: str, count: int = 20) -> set[tuple[int, str]]:
     return {(answer.status, answer.body) for answer in found}
 
 
-def by_watch(live: Live) -> list[dict[str, Any]]:
-    """The journal lines of what the checks changed."""
+def by_watch(live: Live, count: int = 1) -> list[dict[str, Any]]:
+    """The journal lines of what the checks changed, at least `count`."""
+    until(lambda: len(_by_watch(live)) >= count, 5, "the line in the journal")
+    return _by_watch(live)
+
+
+def _by_watch(live: Live) -> list[dict[str, Any]]:
     return [line for line in live.journal() if line["command"] == "checks (by watch)"]
 
 
@@ -175,7 +185,7 @@ def test_an_instance_that_fails_gets_no_request_until_it_is_well(
     assert both.done("status", "--problems").out == ""
     watch.says(f"blog: {one} is in again")
     assert {k: v for k, v in both.files().items() if "DOMAINS" not in k} == {k: v for k, v in files.items() if "DOMAINS" not in k}
-    reloads = [line["reloads"] for line in by_watch(both)]
+    reloads = [line["reloads"] for line in by_watch(both, 2)]
     assert [line["kind"] for line in by_watch(both)] == ["endpoints", "endpoints"] and by_watch(both)[0]["apps"] == ["blog"]
     if is_live(both):
         assert reloads == [0, 0] and (both.master, sorted(both.workers())) == processes
@@ -217,9 +227,9 @@ def test_one_that_is_out_and_deployed_again_is_in_when_it_answered(
     assert f"{one} failed its checks before, and is in again: it answered" in result.err and result.out == ""
     assert states(both, "blog") == ["active", "active"]
     until(lambda: (200, "one") in answers(both, "blog"), 10, "requests")
-    asked, changes = one.asked, len(by_watch(both))
+    asked, changes = one.asked, len(_by_watch(both))
     until(lambda: one.asked > asked + 2, 15, "the watch to ask on")
-    assert states(both, "blog") == ["active", "active"] and len(by_watch(both)) == changes, "the watch has seen that it was taken in"
+    assert states(both, "blog") == ["active", "active"] and len(_by_watch(both)) == changes, "the watch has seen that it was taken in"
     assert both.journal()[-1]["reloads"] == (0 if is_live(both) else 1)
     one.status = 503
     until(lambda: states(both, "blog") == ["down", "active"], 20, "its next leave")

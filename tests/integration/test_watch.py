@@ -404,6 +404,8 @@ def test_a_stopped_nginx_is_no_trouble(two_apps: Live, watch: Watch) -> None:
     two_apps.write("apps/blog/DOMAINS", "blog.test\nback.test\n")
     until(lambda: two_apps.master is not None and "back.test" in two_apps.generations.current().owners, 5)  # type: ignore[union-attr]
     served(two_apps, "back.test", "blog", 5)
+    # it is started with what was served before, and then it is reloaded
+    watch.says(f"generation {two_apps.generations.current_number()}")
     two_apps.serves_current()
 
 
