@@ -72,6 +72,13 @@ def spread(live: Live, count: int) -> Counter[str]:
     return found
 
 
+def post(live: Live) -> int:
+    """The status of a request that may not be repeated."""
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client:
+        client.sendall(f"POST / HTTP/1.0\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\nab".encode())
+        return int(client.recv(65536).split()[1])
+
+
 class Half:
     """An instance that takes a request and hangs up without an answer."""
 
@@ -181,12 +188,7 @@ def test_a_request_that_an_instance_began_is_repeated_only_if_that_is_safe(both:
     assert spread(both, 20) == {"good": 20}
     assert half.asked >= 5, "each was given to the one first in its turn"
 
-    def post() -> int:
-        with socket.create_connection(("127.0.0.1", both.port), timeout=10) as client:
-            client.sendall(f"POST / HTTP/1.0\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\nab".encode())
-            return int(client.recv(65536).split()[1])
-
-    assert {post() for _ in range(6)} == {200, 502}
+    assert {post(both) for _ in range(6)} == {200, 502}
 
 
 @pytest.mark.parametrize("page", ["nginx's", "router's", "own"])
@@ -201,12 +203,7 @@ def test_a_request_that_may_not_be_repeated_counts_as_a_failure_too(
     if page == "router's":
         both.done("nginx:set", "blog", "error-pages", "default")
 
-    def post() -> int:
-        with socket.create_connection(("127.0.0.1", both.port), timeout=10) as client:
-            client.sendall(f"POST / HTTP/1.0\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\nab".encode())
-            return int(client.recv(65536).split()[1])
-
-    answers = [post() for _ in range(40)]
+    answers = [post(both) for _ in range(40)]
     assert 1 <= answers.count(502) <= 2 * len(both.workers()), "it is left out from its first failure on"
     assert set(answers[-20:]) == {200}
 
