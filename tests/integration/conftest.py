@@ -289,9 +289,15 @@ class Live(Root):
                 found.append(pid)
         return found
 
-    def serves_current(self) -> None:
-        """`status` says that all is well and that nginx answers with the current generation."""
-        result = self("status", "--format", "json")
+    def serves_current(self, seconds: float = 0.0) -> None:
+        """`status` says that all is well and that nginx answers with the current generation.
+
+        A change that no command waited for (`watch`) may still be under way: it has `seconds` to end.  The first new answer comes
+        before it, while an old worker still answers `status`.
+        """
+        deadline = time.monotonic() + seconds
+        while (result := self("status", "--format", "json")).code and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert result.code == 0, result
         status = result.json
         assert status["serving"] == status["generation"] == self.generations.current_number(), status

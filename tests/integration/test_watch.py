@@ -129,7 +129,7 @@ def test_a_line_echoed_into_a_file_is_served_at_once(two_apps: Live, watch: Watc
     assert watch.said.splitlines()[-1][:4].isdigit() and watch.said.splitlines()[-1].split()[0].endswith("Z")
     until(lambda: watch.reloads == 1, 5)
     watch.is_quiet()
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
     two_apps.is_consistent()
 
 
@@ -148,7 +148,7 @@ def test_fifty_edits_in_twenty_apps_share_a_reload(two_apps: Live, backend: Call
     for n in range(50):
         assert two_apps.get(f"edit{n}.test").body == "app"
     watch.is_quiet()
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_an_editor_that_renames_over_the_file_is_seen(two_apps: Live, watch: Watch) -> None:
@@ -169,7 +169,7 @@ def test_an_editor_that_renames_over_the_file_is_seen(two_apps: Live, watch: Wat
     until(lambda: watch.reloads == 2, 5)
     (app / ".DOMAINS.swp").unlink()
     watch.is_quiet()
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_removed_and_a_renamed_directory_are_taken_up(two_apps: Live, watch: Watch) -> None:
@@ -184,7 +184,7 @@ def test_a_removed_and_a_renamed_directory_are_taken_up(two_apps: Live, watch: W
     assert watch.reloads == 2, "one each"
     watch.is_quiet(0.7)
     two_apps.is_consistent()
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_domain_moved_by_hand_is_never_missing(two_apps: Live, watch: Watch) -> None:
@@ -197,7 +197,7 @@ def test_a_domain_moved_by_hand_is_never_missing(two_apps: Live, watch: Watch) -
         bodies.add(two_apps.get("shop.test").body)
     assert bodies == {"shop", "blog"}
     until(lambda: watch.reloads == 1, 5)
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_an_app_directory_whose_files_come_slowly_is_served_when_they_are_there(
@@ -220,7 +220,7 @@ def test_an_app_directory_whose_files_come_slowly_is_served_when_they_are_there(
     served(two_apps, "slow.test", "slow")
     until(lambda: dict(two_apps.get("slow.test").headers).get("x-slow") == "yes", SERVED)
     assert "exit" not in watch.said, watch.said
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_file_that_is_being_written_is_not_taken_up_in_the_middle(two_apps: Live, watch: Watch) -> None:
@@ -252,7 +252,7 @@ def test_the_hosts_own_files_are_taken_up(two_apps: Live, watch: Watch) -> None:
     until(lambda: two_apps.get("nobody.test").status == 0, SERVED)
     two_apps.write("DOMAINS", "example.test\n")
     until(lambda: two_apps.generations.current().global_domains == "example.test\n", SERVED)  # type: ignore[union-attr]  # there is one
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_broken_app_is_named_and_watched_on(two_apps: Live, watch: Watch) -> None:
@@ -270,7 +270,7 @@ def test_a_broken_app_is_named_and_watched_on(two_apps: Live, watch: Watch) -> N
     two_apps.write("apps/shop/DOMAINS", "new.shop.test\n")
     served(two_apps, "new.shop.test", "shop")
     served(two_apps, "shop.test", "blog")
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_what_is_no_file_or_too_large_harms_its_app_alone(two_apps: Live, watch: Watch) -> None:
@@ -294,7 +294,7 @@ def test_what_is_no_file_or_too_large_harms_its_app_alone(two_apps: Live, watch:
     (app / "DOMAINS").rmdir()
     (app / "DOMAINS").write_text("blog.test\nwell.blog.test\n")
     served(two_apps, "well.blog.test", "blog")
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_what_commands_write_makes_no_second_reload(two_apps: Live, watch: Watch) -> None:
@@ -309,7 +309,7 @@ def test_what_commands_write_makes_no_second_reload(two_apps: Live, watch: Watch
     watch.is_quiet()
     assert watch.taken_up() == [], watch.said
     assert len(watch.lines) == 1, watch.said
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -323,7 +323,7 @@ def test_what_a_killed_command_left_is_mended(two_apps: Live, watch: Watch, step
     if STEPS.index("intent") <= STEPS.index(step):
         watch.says("whose command was killed")
     watch.is_quiet(0.7)
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
     assert two_apps.done("domains:add", "blog", "new.blog.test")
     two_apps.is_consistent()
 
@@ -336,7 +336,7 @@ def test_it_mends_first_and_takes_up_all_at_its_start(two_apps: Live, start: Cal
     assert two_apps.get("while-away.test").body == "shop"
     assert "half.test" not in (two_apps.paths.app("blog") / "DOMAINS").read_text()
     two_apps.is_consistent()
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_second_watch_names_the_first(two_apps: Live, watch: Watch) -> None:
@@ -354,7 +354,7 @@ def test_a_signal_ends_it_in_order(two_apps: Live, watch: Watch, number: int) ->
     assert watch.end(number) == 0
     assert "Traceback" not in watch.said
     two_apps.is_consistent()
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_signal_ends_it_while_the_host_is_locked(two_apps: Live, watch: Watch) -> None:
@@ -406,7 +406,7 @@ def test_a_stopped_nginx_is_no_trouble(two_apps: Live, watch: Watch) -> None:
     served(two_apps, "back.test", "blog", 5)
     # it is started with what was served before, and then it is reloaded
     watch.says(f"generation {two_apps.generations.current_number()}")
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def killed(live: Live, *, as_a_whole: bool) -> int:
@@ -451,7 +451,7 @@ def test_an_nginx_that_was_killed_is_started_once(two_apps: Live, watch: Watch, 
     )
     assert (two_apps.get("blog.test").body, two_apps.get("shop.test").body) == ("blog", "shop")
     watch.is_quiet(2)
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_an_nginx_that_cannot_start_is_said_once_and_tried_again_later(two_apps: Live, watch: Watch) -> None:
@@ -468,7 +468,7 @@ def test_an_nginx_that_cannot_start_is_said_once_and_tried_again_later(two_apps:
     # the port is free again
     watch.says("nginx had ended: proxy started", 20)
     until(lambda: two_apps.get("blog.test").body == "blog")
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_an_nginx_that_keeps_ending_is_started_less_and_less_often(two_apps: Live, watch: Watch) -> None:
@@ -478,7 +478,7 @@ def test_an_nginx_that_keeps_ending_is_started_less_and_less_often(two_apps: Liv
     time.sleep(2.5)
     assert two_apps.master is None and watch.said.count("nginx had ended: ") == 1
     until(lambda: watch.said.count("nginx had ended: ") == 2, 10)
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_master_whose_pid_file_is_lost_is_not_replaced(two_apps: Live, start: Callable[..., Watch]) -> None:
@@ -507,7 +507,7 @@ def test_what_could_not_be_taken_up_without_nginx_is_taken_up_with_it(two_apps: 
         watch.says("(exit 13)", 15)
     watch.says("blog: structure", 30)
     served(two_apps, "late.test", "blog")
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_vanished_root_is_waited_for(two_apps: Live, watch: Watch) -> None:
@@ -523,7 +523,7 @@ def test_a_vanished_root_is_waited_for(two_apps: Live, watch: Watch) -> None:
     assert (two_apps.get("blog.test").body, two_apps.get("shop.test").body) == ("blog", "shop")
     two_apps.write("apps/blog/DOMAINS", "blog.test\nagain.test\n")
     served(two_apps, "again.test", "blog")
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_all_apps_gone_at_once_is_nobodys_wish(two_apps: Live, watch: Watch) -> None:
@@ -535,7 +535,7 @@ def test_all_apps_gone_at_once_is_nobodys_wish(two_apps: Live, watch: Watch) -> 
     apps.with_name("apps.away").rename(apps)
     until(lambda: watch.said.count("watching ") == 2, 10)
     two_apps.is_consistent()
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def limited(live: Live, start: Callable[..., Watch], limit: str, number: int) -> Watch:
@@ -570,7 +570,7 @@ def test_a_full_inotify_table_is_named_and_files_are_looked_at_instead(
     shutil.rmtree(two_apps.paths.app("shop"))
     until(lambda: two_apps.get("shop.test").status == 0, 6)
     assert watch.end() == 0
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root may map users into a namespace")
@@ -583,7 +583,7 @@ def test_an_inotify_table_that_fills_up_later_is_named(two_apps: Live, start: Ca
     until(lambda: len(two_apps.generations.current().apps) == 112, 10)  # type: ignore[union-attr]  # there is one
     two_apps.write("apps/new109/DOMAINS", "last.test\n")
     until(lambda: two_apps.get("last.test").status == 502, 6)
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_names_are_resolved_again(two_apps: Live, backend: Callable[[str], Backend], start: Callable[..., Watch]) -> None:
@@ -609,7 +609,7 @@ def test_names_are_resolved_again(two_apps: Live, backend: Callable[[str], Backe
     watch.says("later.web.lan.invalid", 15)
     answer.with_name("plugins").joinpath("resolver/endpoint-resolve").write_text(f"#!/bin/sh\ncat {answer}\n")
     served(two_apps, "later.test", "named", 15)
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_changed_plugin_is_taken_up_in_every_app(two_apps: Live, start: Callable[..., Watch]) -> None:
@@ -634,7 +634,7 @@ def test_a_changed_plugin_is_taken_up_in_every_app(two_apps: Live, start: Callab
     watch.is_quiet(2.5)
     assert watch.process.pid == pid and watch.process.poll() is None, "systemd sees one process"
     assert two_apps("watch").code == 5, "it is still the one"
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_a_changed_template_is_taken_up(two_apps: Live, start: Callable[..., Watch], isolated: Path) -> None:
@@ -661,7 +661,7 @@ def test_a_changed_template_is_taken_up(two_apps: Live, start: Callable[..., Wat
     cli.write_text(whole)
     until(lambda: watch.said.count("starting anew") > anew, 10)
     until(lambda: watch.lines[-1].startswith("watching "), 10)
-    two_apps.serves_current()
+    two_apps.serves_current(SERVED)
 
 
 def test_its_memory_does_not_grow(two_apps: Live, watch: Watch) -> None:
