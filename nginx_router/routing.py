@@ -152,7 +152,7 @@ def _within(router: Router, index: Index, found: Expected, server: Mapping[str, 
     name = passed.partition("://")[2].partition("/")[0]
     live = next((d["args"][1] for d in server["block"] if d["directive"] == "set" and d["args"][:1] == ["$router_process"]), "")
     if live and found.app is not None and name.startswith("router_live_"):
-        return _live(router, index, found, live.removesuffix("$router_kind"))
+        return _live(router, index, found, live)
     # what a canary parts: the clients of one name are sent to this upstream or that, the process's own last
     rows = next((d["block"] for d in parsed if d["directive"] == "split_clients" and d["args"][-1] == name), ())
     upstreams = [

@@ -18,7 +18,7 @@ local bit = require "bit"
 local ffi = require "ffi"
 local get_request = require("resty.core.base").get_request
 local ngx, tonumber, tostring, random, min = ngx, tonumber, tostring, math.random, math.min
-local bxor, rshift, log, byte, sub = bit.bxor, bit.rshift, math.log, string.byte, string.sub
+local bxor, rshift, log = bit.bxor, bit.rshift, math.log
 local C, cast = ffi.C, ffi.cast
 local uintptr = ffi.typeof("uintptr_t")
 local routes, counts = ngx.shared.router_routes, ngx.shared.router_counts
@@ -27,7 +27,6 @@ local live = {}
 local known, before = {}, {} -- of this worker: the routes it has read, and those it had read until the write before
 local epoch, writes -- when that was
 local wary = true -- whether an instance may be left out
-local SPACE = 32 -- "NAME u" is a websocket of NAME: it may last for days, and who drains may not want to wait for it
 local OK = 0
 local BUSY = -3 -- NGX_BUSY: nobody to ask, which nginx answers with 502
 
@@ -509,10 +508,9 @@ end
 
 -- balancer_by_lua; without trouble it goes through no loop and makes no table, so that LuaJIT compiles it as a whole.
 function live.balance()
-    local request, kind, name = cast("void *", get_request()), "r", ngx.var.router_process
-    if byte(name, -2) == SPACE then
-        kind, name = "u", sub(name, 1, -3)
-    end
+    local request, name = cast("void *", get_request()), ngx.var.router_process
+    -- a websocket may last for days, and who drains may not want to wait for it
+    local kind = ngx.var.router_upgrade == "" and "r" or "u"
     local whose = C.router_cleanup_add(request, 0)
     local entry = C.router_cleanup_add(request, 0)
     if whose == nil or entry == nil then
@@ -543,7 +541,7 @@ function live.done()
     end
     local status = ngx.var.upstream_status or ""
     if (status:match("502$") or status:match("504$")) and (ngx.var.upstream_bytes_received or ""):match("(%d+)$") == "0" then
-        failed_at(route_of(ngx.var.router_process:match("%S+")), ngx.var.upstream_addr:match("([^, ]+)$"))
+        failed_at(route_of(ngx.var.router_process), ngx.var.upstream_addr:match("([^, ]+)$"))
     end
 end
 
