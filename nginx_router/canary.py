@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import balancing, canaries
 from .canaries import ABORT, BEGIN, PROMOTE
-from .deploy import Options, Show, Signals, Wanted, check_new, expecting, refuse_locked, swap_and_wait, takeover, tell_retired, turn
+from .deploy import Wanted, check_new, expecting, refuse_locked, takeover
 from .events import Event
 from .files import FileLock
+from .handover import Options, Show, Signals, swap_and_wait, tell_retired, turn
 from .model import parse_app
 from .times import stamp
 

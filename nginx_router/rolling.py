@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .deploy import Options, Show, Signals, Swap, Wanted, check_new, swap_and_wait, takeover, tell_retired, turn
+from .deploy import Wanted, check_new, takeover
 from .errors import NotDrained, RouterError, Terminated, UsageProblem
+from .handover import Options, Show, Signals, Swap, swap_and_wait, tell_retired, turn
 from .names import instance
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from nginx_router import deploy as engine
 from nginx_router import rolling
 from nginx_router.arguments import existing
 from nginx_router.errors import UsageProblem
+from nginx_router.handover import Handover, Options, Show, require_counts
 from nginx_router.names import app_name, shown
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def deploy(
     Example: router apps:deploy blog 10.0.0.7:5000 --check /health | xargs -r docker stop
     """
     name = app_name(app) if create else existing(router, app)
-    options = engine.Options(check, check_timeout, drain, drain_strict, create, websockets)
-    engine.require_counts(router, name, options)
+    options = Options(check, check_timeout, drain, drain_strict, create, websockets)
+    require_counts(router, name, options)
     show = _shown(router, "promoted" if promote else "aborted" if abort else "deployed", is_printed=batch is not None)
     flags = (("promote", promote), ("abort", abort), ("create", create), ("reason", reason), ("batch", batch is not None))
     words = [f"--{word}" for word, is_given in (("canary", canary is not None), *flags) if is_given]
@@ -104,8 +105,8 @@ def scale(
     Example: router apps:scale blog web=3
     """
     name = existing(router, app)
-    options = engine.Options(check, check_timeout, drain, drain_strict, websockets=websockets)
-    engine.require_counts(router, name, options)
+    options = Options(check, check_timeout, drain, drain_strict, websockets=websockets)
+    require_counts(router, name, options)
     engine.scale(router, name, engine.counts_of(counts), options, _shown(router, "scaled"))
 
 
@@ -121,7 +122,7 @@ def retire(
 
     Example: router apps:retire blog 10.0.0.3:5000 | xargs -r docker stop
     """
-    options = engine.Options(drain=drain, strict=drain_strict, websockets=websockets)
+    options = Options(drain=drain, strict=drain_strict, websockets=websockets)
     engine.retire(router, existing(router, app), addresses, options, _shown(router, "removed"))
 
 
@@ -137,7 +138,7 @@ def drain(
 
     Example: router apps:upstreams:drain blog 10.0.0.3:5000
     """
-    options = engine.Options(drain=drain, strict=drain_strict, websockets=websockets)
+    options = Options(drain=drain, strict=drain_strict, websockets=websockets)
     engine.drain_endpoints(router, existing(router, app), addresses, options, _shown(router, "drained"))
 
 
@@ -151,8 +152,8 @@ def _printed(router: Router) -> rolling.Tell:
     return tell
 
 
-def _shown(router: Router, done: str, *, is_printed: bool = False) -> engine.Show:
-    def show(handover: engine.Handover) -> None:
+def _shown(router: Router, done: str, *, is_printed: bool = False) -> Show:
+    def show(handover: Handover) -> None:
         if router.out.is_json:
             router.out.json(handover.as_json())
         elif not router.request.dry_run and not is_printed:  # a script stops what is printed
@@ -165,7 +166,7 @@ def _shown(router: Router, done: str, *, is_printed: bool = False) -> engine.Sho
     return show
 
 
-def _summary(done: str, handover: engine.Handover) -> str:
+def _summary(done: str, handover: Handover) -> str:
     """What became of it, for a person who waited."""
     what = f"{done} as generation {handover.generation}" if handover.kind != "nothing" else "nothing to change"
     return f"{handover.app}: {what}, {handover.seconds:.2f} s, retired {len(handover.retired)}"

@@ -19,10 +19,10 @@ import pytest
 
 from nginx_router import deploy as engine
 from nginx_router import drain
-from nginx_router.deploy import Handover, Options
 from nginx_router.errors import Busy, ChecksFailed, Conflict, NotDrained, NotFound, PluginBroken, Refused, UsageProblem
 from nginx_router.events import Event, reduce
 from nginx_router.generations import Generations
+from nginx_router.handover import Handover, Options
 from nginx_router.model import Globals, parse_app, parse_globals
 from nginx_router.plugins import Plugins
 from nginx_router.settings import Paths

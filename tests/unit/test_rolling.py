@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from nginx_router.deploy import Options, Swap
+from nginx_router.handover import Options, Swap
 from nginx_router.rolling import plan
 
 
