@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import NotFound, UsageProblem, nearest
-from .events import Event
 from .model import App, Globals, parse_app
 from .names import WEB, AppName, app_name, domain, shown
 from .properties import lookup
 
 if TYPE_CHECKING:
     from .controller import Router
+    from .events import Event
 
 GLOBAL = "--global"
 
@@ -88,6 +88,8 @@ def property_event(table: str, app: str | None, key: str, value: str | None) -> 
     Raises:
         UsageProblem: there is no such property, it is not an app's, or the value breaks its rule.
     """
+    from .events import Event  # which scripts that ask whether an app exists do without
+
     known = lookup(table, key)
     known.require_scope(app)
     return Event("property", app, {"table": table, "key": known.name, "value": None if value is None else known.parse(value)})

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import discovery, executables
+from . import discovery
 from .discovery import Plugin
 from .errors import RouterError, Terminated, UsageProblem
-from .executables import Failure
-from .failures import Failures
+from .failures import Failure, Failures
 from .files import LARGEST
 from .hookspecs import API, Hook, lookup
 from .inside import marked
@@ -100,6 +99,8 @@ class Calls:
         Raises:
             Failure: it could not be run, or did not end with 0.
         """
+        from . import executables  # with what starts processes, 4 ms
+
         answer = executables.run(
             [str(path), *hook.arguments(event)],
             stdin=json.dumps(event).encode() + b"\n",
@@ -113,6 +114,8 @@ class Calls:
 
     def environment(self, plugin: Plugin, config: Mapping[str, str], data: Path) -> dict[str, str]:
         """What the contract promises an executable, added to what the caller has."""
+        from . import executables
+
         # the configuration and the name of a hook around this one are not this one's
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("CONFIG_") and key != "ROUTER_HOOK"}
         return {

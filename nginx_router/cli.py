@@ -7,6 +7,7 @@ and the exit code of its class; what nobody foresaw leaves its traceback in ROOT
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shlex
 import signal
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 #: What a shell sees of a process that a signal ended.
 INTERRUPTED = 128 + signal.SIGINT
 
+#: How many new objects are looked through for garbage at a time: with Python's 700 a command spends 6 % of its time on that, and
+#: finds nothing.
+_OBJECTS = 20_000
+
 #: What other programs call these.
 _SPELLINGS = {"-h": "help", "--help": "help", "--version": "version"}
 
@@ -34,6 +39,7 @@ _SPELLINGS = {"-h": "help", "--help": "help", "--version": "version"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words, is_traced = _take_trace(list(sys.argv[1:] if argv is None else argv))
+    gc.set_threshold(_OBJECTS)
     os.umask(os.umask(0o022) | 0o022)  # of what is made here, by nginx and by plugins too, nothing is for others to write
     out = Output()
     with _terminated_by_exit():

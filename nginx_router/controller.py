@@ -13,22 +13,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from . import journal
+# what only a change needs is imported there: 10 ms of each command that asks for a name
 from .errors import RouterError, as_error
-from .events import Event
 from .files import FileLock
-from .generations import Generations, Index
 from .hookspecs import who
 from .model import APP_TOML, App, Globals, Tables, parse_app, parse_globals
 from .plugins import Plugins, refuse_inside
 from .settings import Paths, paths
 from .store import Store
-from .submitting import Submitting, signals_wait
 from .times import stamp
 
 if TYPE_CHECKING:
     from .candidate import Candidate
     from .dataplane import DataPlane, Reloaded
+    from .events import Event
+    from .generations import Generations, Index
     from .output import Output
 
 
@@ -72,7 +71,6 @@ class Router:
         self.paths = paths
         self.request = request or Request()
         self.store = Store(paths)
-        self.generations = Generations(paths)
 
     @classmethod
     def open(cls, request: Request | None = None) -> Router:
@@ -83,6 +81,13 @@ class Router:
     def plugins(self) -> Plugins:
         """The plugins of this root."""
         return Plugins(self.paths, self.request.say, self._plugin_settings, app_settings=self._app_plugin_settings)
+
+    @cached_property
+    def generations(self) -> Generations:
+        """The generations of this root."""
+        from .generations import Generations
+
+        return Generations(self.paths)
 
     def rediscover(self) -> None:
         """Look at the plugins anew: their directories were changed."""
@@ -195,6 +200,7 @@ class Router:
             RouterError: nothing was changed; without `independent`, else outcomes carry their errors.
         """
         from .asking import Asking
+        from .submitting import Submitting
 
         for event in events:
             refuse_inside(event.app)
@@ -241,6 +247,8 @@ class Router:
         self, began: float, why: RouterError | None = None, *, generation: int | None = None, reloaded: Reloaded | None = None
     ) -> None:
         """Leave a journal line of what was done, or failed, since (a monotonic time) without `change`."""
+        from .events import Event
+
         done = Outcome(Event("record", None), None, generation)
         if reloaded is not None:
             cost = {key: getattr(reloaded, key) for key in ("closed_connections", "kept_connections", "websockets")}
@@ -265,6 +273,8 @@ class Router:
         Raises:
             NotFound: a named app exists neither as a directory nor in the current generation.
         """
+        from .events import Event
+
         index = self.index()
         served = set(index.apps) if index else set()
         for name in names or ():
@@ -284,6 +294,7 @@ class Router:
             Busy: somebody kept it for `lock_timeout` seconds.
         """
         from .leader import Leader
+        from .submitting import signals_wait
 
         self.store.prepare()
         lock = FileLock(self.paths.lock)
@@ -366,6 +377,8 @@ class Router:
         )
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        from . import journal
+
         try:
             journal.append(self.paths.journal, line)
         except OSError as why:

@@ -17,27 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .failures import Failure as Failure
 from .files import LARGEST
 
 #: Seconds between TERM and KILL.
 GRACE = 2.0
 
 _CHUNK = 1 << 16
-
-
-class Failure(Exception):
-    """A hook said no, or could not say anything.
-
-    `crashed` tells the two apart: a plain non-zero exit is an answer, a timeout, a signal or garbage is none.
-    """
-
-    def __init__(self, reason: str, *, crashed: bool, hint: str = "", out: str = "", spoke: bool = True) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.crashed = crashed
-        self.hint = hint
-        self.out = out
-        self.spoke = spoke  # whether the reason is the hook's own words
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What failed last: a small file for each call of a hook that failed, gone as soon as the same call goes well.
+"""What failed, and what failed last: a small file for each call of a hook that failed, gone as soon as the same call goes well.
 
 They lie in run/failed/ as `PLUGIN:HOOK:APP`.  Nothing rests on them: where one cannot be written (a full disk, a root of
 somebody else), the failure was said all the same.
@@ -15,6 +15,21 @@ from typing import Any
 
 from .files import make_directory, write_atomic
 from .hookspecs import HOOKS
+
+
+class Failure(Exception):
+    """A hook said no, or could not say anything.
+
+    `crashed` tells the two apart: a plain non-zero exit is an answer, a timeout, a signal or garbage is none.
+    """
+
+    def __init__(self, reason: str, *, crashed: bool, hint: str = "", out: str = "", spoke: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.crashed = crashed
+        self.hint = hint
+        self.out = out
+        self.spoke = spoke  # whether the reason is the hook's own words
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from . import discovery
 from .calls import Calls, Tables
 from .discovery import Command, Plugin, Unusable
 from .errors import PluginBroken, Refused, Terminated, UsageProblem
-from .executables import Failure
-from .failures import Failed, Failures
+from .failures import Failed, Failure, Failures
 from .hookspecs import HOOKS, Kind, lookup
 from .inside import inside as inside
 from .inside import refuse_inside as refuse_inside

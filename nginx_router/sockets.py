@@ -78,19 +78,28 @@ def listening_ports(master: int | None) -> frozenset[int]:
     """The TCP ports on which nginx listens, from its master: a worker that shuts down has closed its own listeners."""
     if master is None:
         return frozenset()
-    return frozenset(s.port for s in held_by([master]).get(master) or () if s.listens and not s.is_unix)
+    return ports_of(held_by([master]))
+
+
+def ports_of(held: Mapping[int, list[Socket] | None]) -> frozenset[int]:
+    """The TCP ports on which these processes listen."""
+    return frozenset(s.port for found in held.values() for s in found or () if s.listens and not s.is_unix)
 
 
 def _inodes(pid: int) -> list[int]:
-    directory = f"/proc/{pid}/fd"
     found = []
-    for name in os.listdir(directory):  # noqa: PTH208 - names only, no Path a descriptor
-        try:
-            target = os.readlink(f"{directory}/{name}")  # noqa: PTH115 - the same
-        except FileNotFoundError:
-            continue  # closed in between
-        if target.startswith("socket:["):
-            found.append(int(target[8:-1]))
+    # two logs an app are among them: from the directory each takes 3 us, by its whole path 5
+    directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in os.listdir(directory):  # noqa: PTH208 - names only, no Path a descriptor
+            try:
+                target = os.readlink(name, dir_fd=directory)
+            except FileNotFoundError:
+                continue  # closed in between
+            if target.startswith("socket:["):
+                found.append(int(target[8:-1]))
+    finally:
+        os.close(directory)
     return found
 
 

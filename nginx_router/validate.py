@@ -32,13 +32,15 @@ _CONFLICT = re.compile(r'conflicting server name "(?P<name>[^"]+)"')
 def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered]) -> None:
     """Let crossplane and nginx judge the vhosts of `apps`, and what every template that changed makes of other states.
 
+    What that took is left to the caller, who does a `sweep` when nobody waits for it.
+
     Raises:
         NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
         TemplateError: a template does not render in a state that its app may come to.
         ProxyDown: there is no nginx on this host.
     """
     if apps:
-        judge(candidate, plane, apps)
+        judge(candidate, plane, apps, sweeps=False)
     for name, rendered in candidate.changed.items():
         if rendered is not None and candidate.is_new_template(name, rendered):
             check_template(candidate, plane, rendered)
@@ -61,19 +63,19 @@ def check_template(candidate: Candidate, plane: DataPlane, rendered: Rendered) -
             raise
 
 
-def judge(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered]) -> None:
+def judge(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered], *, sweeps: bool = True) -> None:
     """Let crossplane and nginx judge the vhosts of `apps`, changed or not.
 
     Raises:
         NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
         ProxyDown: there is no nginx on this host.
     """
-    with scratch(candidate.store.paths.run) as directory:
+    with scratch(candidate.store.paths.run, sweeps=sweeps) as directory:
         _validate(candidate, plane, apps, directory)
 
 
 @contextlib.contextmanager
-def scratch(run: Path) -> Iterator[Path]:
+def scratch(run: Path, *, sweeps: bool = True) -> Iterator[Path]:
     """A directory for what `nginx -t` reads, and for what it makes: as root it gives temp directories to the workers' user."""
     directory = run / f"validate-{os.getpid()}"
     shutil.rmtree(directory, ignore_errors=True)
@@ -82,7 +84,8 @@ def scratch(run: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        if sweeps:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def sweep(run: Path) -> None:
