@@ -19,7 +19,7 @@ import pytest
 from nginx_router.discovery import read
 from nginx_router.hookspecs import HOOKS
 
-from ..integration.conftest import ROUTER, backend, live, two_apps  # noqa: F401 - fixtures
+from ..integration.conftest import ROUTER, backend, live, two_apps, unstarted  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from ..integration.conftest import Backend, Live

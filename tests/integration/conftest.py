@@ -284,8 +284,9 @@ class Live(Root):
         found = []
         for pid in all_pids():
             title = command_line(pid)
-            mine = str(self.paths.root) in title or any(str(self.paths.root) in file for file in open_files(pid))
-            if title.startswith("nginx: ") and mine:
+            if not title.startswith("nginx: "):
+                continue
+            if str(self.paths.root) in title or any(str(self.paths.root) in file for file in open_files(pid)):
                 found.append(pid)
         return found
 
@@ -395,17 +396,21 @@ def router(router_root: Path) -> Iterator[Root]:
 
 
 @pytest.fixture
-def live(router_root: Path, free_port: Callable[[], int]) -> Iterator[Live]:
-    """A root whose managed nginx runs; at the end nothing of it is left."""
+def unstarted(router_root: Path, free_port: Callable[[], int]) -> Iterator[Live]:
+    """A root whose nginx was not started yet: what is written now is there from its start on; at the end nothing of it is left."""
     if NGINX is None:
         pytest.skip("no nginx on this machine")
     root = Live(router_root, free_port())
     root.write("router.toml", f'[proxy]\nbind-address = "127.0.0.1"\nhttp-port = {root.port}\n')
-    try:
-        root.done("proxy:start")
-        yield root
-    finally:
-        root.end()
+    yield root
+    root.end()
+
+
+@pytest.fixture
+def live(unstarted: Live) -> Live:
+    """A root whose managed nginx runs."""
+    unstarted.done("proxy:start")
+    return unstarted
 
 
 @pytest.fixture
@@ -423,10 +428,10 @@ def backend() -> Iterator[Callable[..., Backend]]:
 
 
 @pytest.fixture
-def two_apps(live: Live, backend: Callable[..., Backend]) -> Live:
+def two_apps(unstarted: Live, backend: Callable[..., Backend]) -> Live:
     """blog and shop, each with a domain and an instance that answers with the app's name."""
-    live.app("blog", ["blog.test"], [backend("blog")])
-    live.app("shop", ["shop.test"], [backend("shop")])
-    live.done("reconcile")
-    assert (live.get("blog.test").body, live.get("shop.test").body) == ("blog", "shop")
-    return live
+    unstarted.app("blog", ["blog.test"], [backend("blog")])
+    unstarted.app("shop", ["shop.test"], [backend("shop")])
+    unstarted.done("proxy:start")
+    assert (unstarted.get("blog.test").body, unstarted.get("shop.test").body) == ("blog", "shop")
+    return unstarted

@@ -7,6 +7,7 @@ its own: `Command`.  `test_preloaded` holds the two beside each other; `--own-pr
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import io
@@ -19,11 +20,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 #: One message; what is longer gets a process of its own.
 _LONGEST = 100_000
@@ -200,6 +202,18 @@ def _become(asked: Mapping[str, Any], streams: Sequence[int], router: str) -> No
     sys.orig_argv = [sys.executable, *sys.argv]
 
 
+def _leave(code: int) -> NoReturn:
+    """End as Python does, but free nothing: to take apart what was imported copies each page of it, 15 ms of a command."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # what Python says of it is its own affair
+    os._exit(code)
+
+
 if __name__ == "__main__":
     _, number, path = sys.argv
     sys.path[0] = str(Path(path).parent)
@@ -209,4 +223,4 @@ if __name__ == "__main__":
     _become_commands(socket.socket(fileno=int(number)), path)
     from nginx_router.cli import main
 
-    sys.exit(main())
+    _leave(main())

@@ -25,7 +25,7 @@ from pathlib import Path
 SEEN = []
 
 def say(router, app=None):
-    atexit.register(print, "at exit")
+    atexit.register(print, "at exit", end="")
     SEEN.append(app)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     streams = {

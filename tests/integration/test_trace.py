@@ -133,6 +133,7 @@ def test_a_stopped_proxy_is_not_asked(two_apps: Live) -> None:
 
 
 def test_workers_whose_master_is_gone_are_asked(two_apps: Live) -> None:
+    two_apps.done("domains:add", "blog", "www.blog.test")  # there is an older generation
     assert two_apps.master
     current, orphans, pids = two_apps.generations.current_number(), two_apps.workers(), [two_apps.master, *two_apps.workers()]
     os.kill(pids[0], signal.SIGKILL)

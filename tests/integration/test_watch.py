@@ -77,8 +77,11 @@ class Watch:
     def reloads(self) -> int:
         return sum(int(str(line["reloads"])) for line in self.taken_up())
 
-    def is_quiet(self, seconds: float = 1.5) -> None:
-        """Nothing is said and nothing is changed for a while; of what was changed before, the line may still be on its way."""
+    def is_quiet(self, seconds: float = 0.7) -> None:
+        """Nothing is said and nothing is changed for a while; of what was changed before, the line may still be on its way.
+
+        An edit is taken up when files were still for 0.1 s, and a change takes 0.2 s.
+        """
         until(lambda: all(f"generation {line['generation']}" in self.said for line in self.taken_up() if line["reloads"]), 5, "a line")
         before = (self.said, len(self.taken_up()))
         time.sleep(seconds)  # that nothing comes can only be waited for
@@ -182,7 +185,7 @@ def test_a_removed_and_a_renamed_directory_are_taken_up(two_apps: Live, watch: W
     assert "exit" not in watch.said, watch.said
     assert two_apps.get("blog.test").body == "blog"
     assert watch.reloads == 2, "one each"
-    watch.is_quiet(0.7)
+    watch.is_quiet()
     two_apps.is_consistent()
     two_apps.serves_current(SERVED)
 
@@ -322,7 +325,7 @@ def test_what_a_killed_command_left_is_mended(two_apps: Live, watch: Watch, step
     assert ("new.blog.test" in (two_apps.paths.app("blog") / "DOMAINS").read_text()) == is_committed
     if STEPS.index("intent") <= STEPS.index(step):
         watch.says("whose command was killed")
-    watch.is_quiet(0.7)
+    watch.is_quiet()
     two_apps.serves_current(SERVED)
     assert two_apps.done("domains:add", "blog", "new.blog.test")
     two_apps.is_consistent()
@@ -497,7 +500,7 @@ def test_a_master_whose_pid_file_is_lost_is_not_replaced(two_apps: Live, start: 
 
 def test_a_stopped_proxy_is_not_started(two_apps: Live, watch: Watch) -> None:
     two_apps.done("proxy:stop")
-    watch.is_quiet(2.5)
+    watch.is_quiet(1.5)  # longer than from look to look
     assert two_apps.master is None
 
 
@@ -593,14 +596,14 @@ def test_names_are_resolved_again(two_apps: Live, backend: Callable[[str], Backe
     two_apps.app("named", ["named.test"], [f"web.lan:{instance.port}"])
     watch = start("--resolve", "0.5").begun()
     assert two_apps.get("named.test").body == "named"
-    watch.is_quiet()
+    watch.is_quiet(1.2)  # two resolutions
     answer.write_text("127.0.0.9\n")
     watch.says("named: endpoints, generation")
     index = two_apps.generations.current()
     assert index and two_apps.generations.app_state(index.apps["named"])[1].resolved == {"web.lan": ("127.0.0.9",)}
     number = index.number
     answer.write_text("\n")
-    watch.is_quiet()
+    watch.is_quiet(1.2)
     assert two_apps.generations.current_number() == number, "one that fails keeps the last"
     answer.write_text("127.0.0.1\n")
     served(two_apps, "named.test", "named", 5)
