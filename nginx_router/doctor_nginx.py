@@ -8,10 +8,10 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import listening, proxy
+from . import listening, live, proxy
 from .doctor_objects import rewrite
 from .errors import StateCorrupt
 from .findings import Finding, Look, ok, problem, skipped, some, warning
@@ -56,7 +56,7 @@ def master(look: Look) -> Iterator[Finding]:
         elif look.plane.is_host_mode:
             yield problem("nginx should run and does not", look.plane.start_line())
         else:
-            yield problem("nginx should run and does not", look.plane.start_line(), lambda: _start(look))
+            yield problem("nginx should run and does not", *_start_of(look))
         return
     yield ok(f"pid {look.master}")
     with contextlib.suppress(OSError):
@@ -116,7 +116,7 @@ def orphans(look: Look) -> Iterator[Finding]:
         # whoever ends them first leaves nobody that serves; the start does it when it has tried what can be tried before
         answer = look.router.serving()
         does = "hold the ports and do not answer" if answer is None else f"serve generation {answer}"
-        yield problem(f"{who} {does}: {pids}", look.plane.start_line(), lambda: _start(look))
+        yield problem(f"{who} {does}: {pids}", *_start_of(look))
     elif look.master is None:
         yield problem(f"{who} of a stopped nginx: {pids}", "router proxy:stop", lambda: _end_orphans(look))
     else:
@@ -149,7 +149,10 @@ def configuration(look: Look) -> Iterator[Finding]:
     tested = look.plane.test(look.plane.conf)
     if not tested.ok:
         what = f"nginx would not start: {' / '.join(tested.messages[-3:]) or 'it says nothing'}"
-        yield problem(what, f"nginx -t -c {look.plane.conf}", None if look.plane.is_host_mode else lambda: _rewrite(look))
+        if ways := _ways_out(look):
+            yield problem(what, ways)  # no file of ours brings it
+        else:
+            yield problem(what, f"nginx -t -c {look.plane.conf}", None if look.plane.is_host_mode else lambda: _rewrite(look))
     for message in tested.messages if tested.ok else ():
         yield warning(f"nginx says {message}")
     if tested.ok:
@@ -278,6 +281,20 @@ def _at_a_start(look: Look, port: int) -> tuple[str, str]:
     if port == look.settings.http_port or app is None:
         return "nginx will not start", "router proxy:set --global http-port N"
     return f"a start leaves app {app} out", f"router ports:remove {app} http:{port}"
+
+
+def _start_of(look: Look) -> tuple[str, Callable[[], str] | None]:
+    """What to type so that nginx runs, and what does it; nothing does while the module that it loads is not the right one."""
+    ways = _ways_out(look)
+    return (ways, None) if ways else (look.plane.start_line(), lambda: _start(look))
+
+
+def _ways_out(look: Look) -> str:
+    """What to type where nginx would not start because of its Lua module; nothing where it is not that."""
+    modules = look.index.facts.modules if look.index else ()
+    if not modules or not live.ways_out(modules, " ".join(look.plane.test(look.plane.conf).messages)):
+        return ""
+    return f"{live.WAYS}; then: {look.plane.start_line()}" if look.is_to_be_started else live.WAYS
 
 
 def _start(look: Look) -> str:

@@ -27,6 +27,9 @@ _SECONDS = 10.0
 _AT_ONCE = 25
 _CHANGED = 409
 
+#: What to type where nginx's Lua module is not there: what brings it, and what does without.
+WAYS = "sudo apt-get install libnginx-mod-http-lua, or: router proxy:set --global updates reload"
+
 
 def modules(nginx: Nginx, known: Sequence[str]) -> tuple[str, ...]:
     """The files of nginx's Lua module, in the order in which they are loaded; `known` are those of before.
@@ -45,9 +48,23 @@ def modules(nginx: Nginx, known: Sequence[str]) -> tuple[str, ...]:
     if missing := [file for file in files if not file.is_file()]:
         raise UsageProblem(
             f"updates live needs nginx's Lua module, and there is no {missing[0]}",
-            hint="sudo apt-get install libnginx-mod-http-lua, or: router proxy:set --global updates reload",
+            hint=WAYS,
         )
     return tuple(map(str, files))
+
+
+def lost(modules: Sequence[str]) -> str:
+    """What is wrong where one of the files that nginx loads as it starts is gone; nothing where all are there."""
+    gone = next((file for file in modules if not Path(file).is_file()), None)
+    return f"nginx's Lua module {gone} is gone: no change is taken up, and nginx would not start again" if gone else ""
+
+
+def ways_out(modules: Sequence[str], words: str) -> str:
+    """What to type where nginx did not start, in these words, because of its Lua module; nothing where it is not that.
+
+    A module that is there may be of another nginx: an upgrade of one of the two brings that about.
+    """
+    return WAYS if lost(modules) or any(file in words for file in modules) else ""
 
 
 @dataclass(frozen=True)

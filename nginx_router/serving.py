@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
-from . import faults, journal, routes
+from . import faults, journal, live, routes
 from .candidate import Candidate
 from .dataplane import DataPlane, Reloaded, data_plane, host_facts
 from .errors import ProxyDown, ReloadFailed, RouterError
@@ -28,6 +28,7 @@ class Serving:
         self._store, self._generations = Store(paths), Generations(paths)
         self._seen: str | None = None  # the version of the routes that nginx, which serves `current`, was seen to have in this turn
         self._planes: list[DataPlane] = []
+        self._is_start_due = False
 
     def candidate(self, base: Index | None) -> Candidate:
         """The generation behind `base` in the making.
@@ -125,9 +126,13 @@ class Serving:
     def bring_up(self, candidate: Candidate, command: str) -> tuple[str, ...]:
         """Start a managed nginx that should run and does not, once, for `command`; what is to be said of it.
 
+        Where it does not start with what is current, and the candidate has other settings, these may be what mends it (a
+        module that is gone, a port that is taken): it is started with the candidate, when that is current (`takes_start`).
+
         Raises:
             ProxyDown: it should run and cannot be started.
         """
+        self._is_start_due = False
         base = candidate.base
         plane = self.plane(base)
         if base is None or not plane.wanted() or plane.master() is not None:
@@ -140,10 +145,19 @@ class Serving:
             plane.start(base.facts, base.probe)
             self.send_routes(base)
         except ProxyDown as why:
-            raise ProxyDown(why.message, hint=f"mend that, then: {plane.start_line()}") from None
+            if candidate.settings != plane.settings:
+                self._is_start_due = True
+                return ("nginx should have run and did not: started with this change",)
+            ways = live.ways_out(base.facts.modules, why.message)
+            raise ProxyDown(why.message, hint=f"{f'{ways};' if ways else 'mend that,'} then: {plane.start_line()}") from None
         with contextlib.suppress(OSError):
             journal.append(self._paths.journal, journal.of_start(command, *who(), base.number, time.monotonic() - began))
         return (f"nginx should have run and did not: started, master {plane.master()}",)
+
+    def takes_start(self) -> bool:
+        """Whether nginx is to be started with the generation that is made now; whoever makes it is told once."""
+        is_due, self._is_start_due = self._is_start_due, False
+        return is_due
 
     def plane(self, index: Index | None) -> DataPlane:
         """The data plane under the settings of a generation; None: of the files as they are."""

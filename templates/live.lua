@@ -306,23 +306,16 @@ local function by_client(route, among, tried)
 end
 
 
+-- the next one of the rotation or, if that is busier for its weight, one that is drawn: where nobody is busy the weights are kept
 local function by_two(route, among, tried)
-    local first, second
-    for _ = 1, 20 do
-        local peer = at(among, random(0, weight_of(among) - 1))
-        if not (route.several and is_out(route, peer, tried)) then
-            if first == nil then
-                first = peer
-            elseif peer ~= first then
-                second = peer
-                break
-            end
+    local first, total = by_rotation(route, among, tried), weight_of(among)
+    for _ = 1, first and 20 or 0 do
+        local second = at(among, random(0, total - 1))
+        if second ~= first and not (route.several and is_out(route, second, tried)) then
+            return load_of(second) < load_of(first) and second or first
         end
     end
-    if first and second then
-        return load_of(second) < load_of(first) and second or first
-    end
-    return first or by_rotation(route, among, tried)
+    return first
 end
 
 

@@ -129,11 +129,16 @@ def _closed(router: Router, trial: Trial, keep: bool) -> Iterator[list[bool]]:
 
 def _show(router: Router, mode: dict[str, Any]) -> None:
     done = ", ".join(f"{count} {kind}" for kind, count in mode["operations"].items()) or "nothing was changed"
-    router.out.data(f"updates {mode['updates']}: {done}, in {mode['seconds']:.0f} s")
+    router.out.data(f"updates {mode['updates']}: {done}, in {mode['seconds']:.0f} s{_cut_short(mode)}")
     router.out.data()
     router.out.table(COLUMNS, [_row(kind, tally) for kind, tally in mode["clients"].items()])
     router.out.data()
     router.out.facts(_facts(mode))
+
+
+def _cut_short(mode: dict[str, Any]) -> str:
+    count = sum(mode["operations"].values())
+    return f"; ended by --seconds after {count} of {count + mode['left']}" if mode["left"] else ""
 
 
 def _row(kind: str, tally: dict[str, Any]) -> Sequence[object]:

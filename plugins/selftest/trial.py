@@ -69,6 +69,7 @@ class Result:
     seconds: float = 0.0
     clients: dict[str, Tally] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
+    left: int = 0  # operations that did not fit into the time
     reloads: int = 0
     structural: int = 0  # changes of structure in the journal
     same_master: bool = False
@@ -114,6 +115,7 @@ class Result:
             "updates": self.updates,
             "seconds": round(self.seconds, 1),
             "operations": {kind: done[kind] for kind in sorted(done)},
+            "left": self.left,
             "killed": self.report.killed,
             "clients": {kind: asdict(tally) for kind, tally in self.clients.items()},
             "reloads": self.reloads,
@@ -213,7 +215,7 @@ class Trial:
         began = time.monotonic()
         async with _running(clients), self._watched(before.master, result):
             await asyncio.sleep(QUIET)
-            await self._operate(commands, clients, apps, chance, result.report, tell)
+            result.left = await self._operate(commands, clients, apps, chance, result.report, tell)
             await asyncio.sleep(QUIET)
         result.seconds = time.monotonic() - began
         result.clients = clients.tallies
@@ -242,8 +244,8 @@ class Trial:
 
     async def _operate(
         self, commands: Commands, clients: Clients, apps: Sequence[App], chance: random.Random, report: Report, tell: Callable[[int], None]
-    ) -> None:
-        """Do what is planned, or what of it fits into the time."""
+    ) -> int:
+        """Do what is planned, or what of it fits into the time; how many operations do not."""
         left = plan(self.plan.operations, self.plan.only, chance)
         deadline = time.monotonic() + self.plan.seconds
 
@@ -265,6 +267,7 @@ class Trial:
         for operator in operators:
             await operator.begin()
         await asyncio.gather(*map(operate, operators))
+        return len(left)
 
     @contextlib.asynccontextmanager
     async def _watched(self, master: int, result: Result) -> AsyncIterator[None]:

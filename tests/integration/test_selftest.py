@@ -65,6 +65,13 @@ def test_a_short_run_of_everything_in_both_modes(router: Root, own: Path) -> Non
     assert not router.paths.journal.exists(), "the root of the user is not touched"
 
 
+def test_what_does_not_fit_into_the_time_is_left_and_counted(router: Root, own: Path) -> None:
+    words = ("--updates", "reload", "--apps", "4", "--operations", "500", "--only", "domain", "--seconds", "1")
+    (mode,) = selftest(router, own, *words).json["modes"]
+    assert mode["operations"]["domain"] >= 1 < mode["left"] and mode["operations"]["domain"] + mode["left"] == 500
+    nothing_is_left(own)
+
+
 @pytest.mark.slow
 def test_deploys_in_live_mode_reload_nothing_and_lose_nothing(router: Root, own: Path) -> None:
     result = selftest(router, own, "--updates", "live", "--only", "deploy", "--apps", "6", "--operations", "6")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -10,13 +11,15 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from nginx_router.controller import Request, Router
 from nginx_router.errors import ReloadFailed
+from nginx_router.events import Event
 from nginx_router.live import InFlight
 from nginx_router.live import Live as Admin
 from nginx_router.processes import is_alive
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(180)
 
 HOST = "blog.test"
+EQUAL = {"one": 1, "two": 1, "three": 1}
 #: More routes than nginx has memory for.
 FILLER = {f"filler{n}": "round_robin 1 10 " + "x" * 100_000 for n in range(400)}
 
@@ -41,19 +45,24 @@ def switch(live: Live) -> None:
     assert result.code == 0, f"these tests need nginx's Lua module (script/bootstrap --dev installs it): {result}"
 
 
+def started(root: Live, updates: str) -> Live:
+    """Start nginx, in that way of updating."""
+    root.write("router.toml", f'{root.paths.config.read_text()}updates = "{updates}"\n')
+    result = root("proxy:start")
+    assert result.code == 0, f"these tests need nginx's Lua module (script/bootstrap --dev installs it): {result}"
+    return root
+
+
 @pytest.fixture(params=["reload", "live"])
-def both(live: Live, request: pytest.FixtureRequest) -> Live:
+def both(unstarted: Live, request: pytest.FixtureRequest) -> Live:
     """A root whose nginx runs, in the one way of updating and in the other."""
-    if request.param == "live":
-        switch(live)
-    return live
+    return started(unstarted, request.param)
 
 
 @pytest.fixture
-def lively(live: Live) -> Live:
+def lively(unstarted: Live) -> Live:
     """A root whose nginx takes endpoint changes up without a reload."""
-    switch(live)
-    return live
+    return started(unstarted, "live")
 
 
 @pytest.fixture
@@ -70,6 +79,32 @@ def spread(live: Live, count: int) -> Counter[str]:
         assert answer.status == 200, answer
         found[answer.body] += 1
     return found
+
+
+def spread_of(live: Live, client: str, count: int) -> Counter[str]:
+    """Who answered so many requests of one connection, one after another, from this address of the loopback."""
+    found: Counter[str] = Counter()
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=10, source_address=(client, 0))
+    with contextlib.closing(connection):
+        for _ in range(count):
+            connection.request("GET", "/", headers={"Host": HOST})
+            answer = connection.getresponse()
+            found[answer.read().decode()] += 1
+            assert answer.status == 200
+    return found
+
+
+def spread_widely(live: Live, count: int) -> Counter[str]:
+    """Who answered `count` requests over connections of fifty, one after another: as many as chance needs to be even within 10 %."""
+    return sum((spread_of(live, "127.0.0.1", 50) for _ in range(count // 50)), Counter())
+
+
+def is_spread(found: Counter[str], weights: Mapping[str, int]) -> bool:
+    """Whether each has its share, within 10 % of it."""
+    unit = found.total() / sum(weights.values())
+    return found.keys() == weights.keys() and all(
+        abs(found[name] - unit * weight) <= 0.1 * unit * weight for name, weight in weights.items()
+    )
 
 
 def post(live: Live) -> int:
@@ -130,14 +165,17 @@ def test_requests_are_spread_evenly(both: Live, three: list[Backend]) -> None:
     both.app("blog", [HOST], three)
     both.done("reconcile")
     found = spread(both, 300)
-    assert all(90 <= count <= 110 for count in found.values()) and len(found) == 3, found
+    assert is_spread(found, EQUAL), found
 
 
-def test_weights_count(both: Live, three: list[Backend]) -> None:
+@pytest.mark.parametrize("method", ["round_robin", "least_conn", "random two"])
+def test_weights_count(both: Live, three: list[Backend], method: str) -> None:
     both.app("blog", [HOST], [f"{three[0]} weight=4", three[1], three[2]])
     both.done("reconcile")
-    found = spread(both, 300)
-    assert 180 <= found["one"] <= 220 and min(found["two"], found["three"]) >= 40, found
+    both.done("nginx:set", "blog", "load-balancing", method)
+    # where the load counts, no request is to begin at one worker while another has yet to put the last one away
+    found = spread(both, 600) if method == "round_robin" else spread_widely(both, 600)
+    assert is_spread(found, {"one": 4, "two": 1, "three": 1}), found
 
 
 def test_a_backup_and_one_that_is_down(both: Live, three: list[Backend]) -> None:
@@ -159,12 +197,55 @@ def test_a_client_stays_where_it_is(both: Live, three: list[Backend]) -> None:
     assert len(spread(both, 60)) == 1, "the same other one each time"
 
 
+def test_each_client_stays_and_the_weights_part_them(both: Live, three: list[Backend]) -> None:
+    both.app("blog", [HOST], [f"{three[0]} weight=2", three[1], three[2]])
+    both.done("reconcile")
+    both.done("nginx:set", "blog", "load-balancing", "ip_hash")
+    # what tells clients from each other is their network, three octets
+    clients = [f"127.{upper}.{lower}.1" for upper in range(1, 7) for lower in range(100)]
+    first = {client: spread_of(both, client, 1) for client in clients}
+    assert {client: spread_of(both, client, 1) for client in clients} == first
+    found = sum(first.values(), Counter())
+    assert is_spread(found, {"one": 2, "two": 1, "three": 1}), found
+    assert spread_of(both, "127.1.0.77", 3).keys() == first["127.1.0.1"].keys(), "a neighbour"
+    three[2].close()
+    moved = {client: spread_of(both, client, 1) for client in clients}
+    assert {client: moved[client] for client, who in first.items() if "three" not in who} == {
+        client: who for client, who in first.items() if "three" not in who
+    }, "whose instance is there stays"
+    assert set(sum(moved.values(), Counter())) == {"one", "two"}
+
+
 @pytest.mark.parametrize("method", ["least_conn", "random two"])
-def test_all_are_chosen(both: Live, three: list[Backend], method: str) -> None:
+def test_requests_are_spread_evenly_by_load_too(both: Live, three: list[Backend], method: str) -> None:
     both.app("blog", [HOST], three)
     both.done("reconcile")
     both.done("nginx:set", "blog", "load-balancing", method)
-    assert len(spread(both, 60)) == 3
+    found = spread_widely(both, 6000 if method == "random two" else 600)
+    assert is_spread(found, EQUAL), found
+
+
+@pytest.mark.parametrize("weight", [1, 2])
+@pytest.mark.parametrize("method", ["least_conn", "random two"])
+def test_who_is_busy_is_left_alone(both: Live, slow: Slow, method: str, weight: int) -> None:
+    with contextlib.closing(Slow()) as other:
+        both.app("blog", [HOST], [f"{slow} weight={weight}", other])
+        both.done("reconcile")
+        both.done("nginx:set", "blog", "load-balancing", method)
+        asking = [threading.Thread(target=both.get, args=(HOST, "/slow")) for _ in range(9)]
+        for thread in asking:
+            thread.start()
+        until(lambda: len(slow.asked) + len(other.asked) == 9, what="all under way")
+        assert len(slow.asked) in ((4, 5) if weight == 1 else (6,)), "each has as many as its weight says"
+        held = len(slow.asked)
+        other.may_go.set()
+        until(lambda: sum(thread.is_alive() for thread in asking) == held, what="the end of those at one of them")
+        assert spread(both, 40) == {"slow": 40}
+        assert len(slow.asked) == held, "all went to the one that has nothing to do"
+        slow.may_go.set()
+        for thread in asking:
+            thread.join(10)
+        until(lambda: spread(both, 6) and len(slow.asked) > held, what="its return when it is done")
 
 
 def test_one_that_fails_is_left_out_and_comes_back(both: Live, three: list[Backend]) -> None:
@@ -224,7 +305,9 @@ class Slow:
 
     def __init__(self) -> None:
         self.may_go, self.held = threading.Event(), threading.Event()
+        self.asked: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._websockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -233,8 +316,9 @@ class Slow:
 
     def close(self) -> None:
         self.may_go.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        for one in (self._listener, *self._websockets):  # those are open for as long as their clients like
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(10)
         self._listener.close()
@@ -249,7 +333,9 @@ class Slow:
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             request = connection.recv(65536)
+            self.asked.append(request)
             if b"Upgrade: websocket" in request:
+                self._websockets.append(connection)
                 connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
                 while data := connection.recv(65536):
                     connection.sendall(data)
@@ -301,6 +387,34 @@ def test_at_the_deadline_it_is_printed_and_said(both: Live, slow: Slow, three: l
     assert result.json["kind"] == "endpoints"
     slow.may_go.set()
     asking.join(10)
+
+
+def out_by_its_checks(live: Live, *instances: object) -> None:
+    """What `router watch` does where these do not answer."""
+    found = {str(instance): "refused" for instance in instances}
+    Router(live.paths, Request("watch")).change([Event("health", "blog", {"endpoints": found})])
+
+
+def test_a_canary_that_nobody_gets_any_more_is_a_change_of_endpoints_all_the_same(both: Live, three: list[Backend]) -> None:
+    both.app("blog", [HOST], three[:2])
+    both.done("reconcile")
+    both.done("checks:set", "blog", "interval", "5")
+    both.done("apps:deploy", "blog", three[2], "--canary", "10%")
+    out_by_its_checks(both, three[2])
+    before = pids(both)
+    both.done("traffic:set", "blog", "50%")
+    abort = ("apps:deploy", "blog", "--abort", "--reason", "it fails its checks")
+    with both.unchanged():
+        result = both.done(*abort, "--dry-run")
+    assert "endpoints: no reload" in result.err, result
+    assert both.done(*abort, "--format", "json").json["kind"] == "endpoints"
+    last = [(line["command"].split()[0], line["kind"], line["reloads"]) for line in both.journal()[-2:]]
+    assert last == [("traffic:set", "endpoints", 0), ("apps:deploy", "endpoints", 0)]
+    assert pids(both) == before and len(spread(both, 6)) == 2
+    both.is_consistent()
+    both.write("apps/blog/UPSTREAMS", f"# the first\n{three[0]}\n{three[1]}\n")
+    both.done("reconcile", "blog")
+    assert both.journal()[-1]["kind"] == "nothing", "a comment is none of them"
 
 
 # without a reload
@@ -687,6 +801,35 @@ def test_a_full_memory_refuses_and_loses_nothing(lively: Live, three: list[Backe
     assert spread(lively, 5) == {"one": 5}
     lively.done("apps:deploy", "blog", three[1])
     assert spread(lively, 5) == {"two": 5}
+
+
+def test_a_command_that_needs_more_memory_than_there_is_is_put_back(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.app("shop", ["shop.test"], [three[1]])
+    lively.done("reconcile")
+    # what 200,000 endpoints do to the memory there is, 900 do to less
+    with_memory(lively, "32k")
+    many = [f"127.0.0.1:{port}" for port in range(20000, 20900)]
+    for _ in range(2):
+        with lively.unchanged():
+            result = lively("apps:upstreams:add", "blog", *many)
+        assert result.code == 9 and "no memory: it has room for some 200,000 endpoints" in result.err, result
+        assert (spread(lively, 5), lively.get("shop.test").body) == ({"one": 5}, "two")
+        lively.serves_current()
+    assert lively.journal()[-1]["exit"] == 9
+    lively.done("apps:deploy", "blog", three[2])
+    assert spread(lively, 5) == {"three": 5}
+    lively.is_consistent()
+
+
+def with_memory(live: Live, size: str) -> None:
+    """Start nginx anew with so little memory for routes."""
+    live.done("proxy:stop")
+    conf = live.paths.current / "router.conf"
+    text = conf.read_text()
+    assert "lua_shared_dict router_routes 32m;\n" in text
+    conf.write_text(text.replace("router_routes 32m", f"router_routes {size}"))
+    live.done("proxy:start")
 
 
 def test_a_socket_that_somebody_removed_is_said_and_doctor_starts_nginx_anew(lively: Live, three: list[Backend]) -> None:

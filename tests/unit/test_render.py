@@ -153,6 +153,18 @@ def test_the_way_of_choosing_knows_backups_or_says_that_it_does_not() -> None:
     assert block.index("zone ") < block.index("least_conn;") < block.index("server ") < block.index("keepalive ")
 
 
+@pytest.mark.parametrize(
+    ("upstreams", "made"),
+    [
+        ("10.0.0.3:80\n10.0.0.4:80\n", "random two least_conn"),
+        ("10.0.0.3:80 weight=4\n10.0.0.4:80 weight=4\n10.0.0.5:80 down\n", "random two least_conn"),
+        ("10.0.0.3:80 weight=4\n10.0.0.4:80\n", "least_conn"),  # nginx's random two does not keep unequal weights
+    ],
+)
+def test_two_at_random_are_of_equal_weight(upstreams: str, made: str) -> None:
+    assert f"    {made};" in vhost(app_of(UPSTREAMS=upstreams, toml=nginx_toml(load_balancing="random two"))).splitlines()
+
+
 def test_clients_that_stay_have_a_mark_and_a_ring_that_is_fine_enough() -> None:
     made = vhost(app_of(UPSTREAMS="10.0.0.3:80\n10.0.0.4:80 weight=3\n", toml=nginx_toml(load_balancing="cookie")))
     assert "    hash $router_client consistent;" in made

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import hashlib
 import importlib
+import io
 import os
 import pty
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +320,20 @@ def test_a_bar_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, is_
             said += reader.read(65536)
     assert (b"updates live" in said and b"3/7" in said) == is_terminal
     assert is_terminal or said == b"over"
+
+
+def test_what_did_not_fit_into_the_time_is_said(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = importlib.import_module("nginx_router_plugins.selftest.plugin")
+    monkeypatch.setattr(plugin, "_facts", lambda mode: [])
+    for left, ending in ((95, "; ended by --seconds after 5 of 100"), (0, "")):
+        router = Router(Paths(Path("/nowhere")))
+        with io.StringIO() as said:
+            router.out = Output(stdout=said)
+            report = parts["operations"].Report(done=Counter({"deploy": 3, "bad": 1, "scale": 1}))
+            mode = result(parts, "live", left=left, report=report, seconds=3.2).as_json()
+            assert mode["left"] == left and mode["broken"] == []
+            plugin._show(router, mode)
+            assert said.getvalue().splitlines()[0] == f"updates live: 1 bad, 3 deploy, 1 scale, in 3 s{ending}"
 
 
 def test_its_table_fits_into_80_columns(parts: dict[str, Any]) -> None:
