@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import pwd
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ LARGEST = 10 << 20
 
 #: How much of the journal's end is looked at: first, and at most (a line of a change of all apps may be long).
 _NEAR, _FAR = 1 << 14, 1 << 23
+
+#: How many of the last lines are looked through for those of askers that had their answer: so many may have shared a reload.
+_MOST_ASKERS = 10_000
 
 #: What a line says of the clients of nginx where whoever would have counted them was killed, or none was left to ask.
 _UNSEEN = {"closed_connections": 0, "kept_connections": 0, "websockets": None, "served_seconds": None}
@@ -57,8 +61,8 @@ def append(journal: Path, line: Mapping[str, Any], *, largest: int = LARGEST) ->
             os.close(fd)
 
 
-def of_killed(told: Mapping[str, Any], generation: Path, queue: Queue, *, reloads: int) -> Iterator[dict[str, Any]]:
-    """A line for each change in the directory `generation` whose asker is gone; `reloads` are counted with the first.
+def of_killed(journal: Path, told: Mapping[str, Any], generation: Path, queue: Queue, *, reloads: int) -> Iterator[dict[str, Any]]:
+    """A line for each change in the directory `generation` whose asker is gone without one; `reloads` are counted with the first.
 
     `told`: when it was made, by which words, and the answers of its askers.  Who it was is known by the owner of the
     generation's files alone, and how long it took not at all.
@@ -68,15 +72,22 @@ def of_killed(told: Mapping[str, Any], generation: Path, queue: Queue, *, reload
         user = pwd.getpwuid(uid).pw_name
     except KeyError:
         user = str(uid)
+    # an asker that had its answer before the leader was killed wrote its own, and is as gone as one that was killed
+    since = [line for line in last(journal, _MOST_ASKERS) if line.get("time", "") >= told["time"]]
+    written = Counter((line.get("command"), line.get("generation")) for line in since)
     for ident, answers in told.get("submissions", {}).items():
         if queue.is_waited_for(ident):
+            continue
+        command = next((a["command"] for a in answers.values() if a.get("command")), "") or queue.command(ident) or told["command"]
+        if written[command, int(generation.name)] > 0:
+            written[command, int(generation.name)] -= 1
             continue
         kinds = {answer["kind"] for answer in answers.values()}
         yield {
             "time": told["time"],
             "user": user,
             "uid": uid,
-            "command": next((a["command"] for a in answers.values() if a.get("command")), "") or queue.command(ident) or told["command"],
+            "command": command,
             "apps": sorted({answer["app"] for answer in answers.values() if answer["app"]}),
             "kind": next((k for k in ("structure", "endpoints") if k in kinds), "nothing"),
             "generation": int(generation.name),

@@ -150,7 +150,7 @@ def test_commands_that_wait_with_bad_ones_among_them_are_served_or_end_with_thei
 @pytest.mark.parametrize(
     ("commands", "steps"),
     [
-        pytest.param(3, ("taken", "files", "committed"), marks=pytest.mark.timeout(240), id="3 at some steps"),
+        pytest.param(3, ("taken", "files", "committed", "answered"), marks=pytest.mark.timeout(240), id="3 at some steps"),
         pytest.param(22, STEPS[STEPS.index("taken") :], marks=[pytest.mark.slow, pytest.mark.timeout(1800)], id="22 at each step"),
     ],
 )
