@@ -132,17 +132,20 @@ class Asking:
             RouterError: nginx would not take it.
         """
         from .controller import Outcome
-        from .validate import validate
+        from .validate import sweep, validate
 
         candidate, router = self._candidate, self.router
         plane = router.plane()
-        validate(candidate, plane, candidate.changes_vhosts)
+        try:
+            validate(candidate, plane, candidate.changes_vhosts)
+        finally:
+            sweep(router.paths.run)
         for line in candidate.difference():
             router.request.show(line)
         kinds = {applied.kind for applied in self._applied.values()}
         kind = next((k for k in ("structure", "endpoints") if k in kinds), "nothing")
         master = plane.master()
-        reloads = kind != "nothing" and not (candidate.settings.is_live and not candidate.needs_reload())
+        reloads = kind != "nothing" and (candidate.needs_reload() or candidate.reloads_otherwise)
         cost = "one reload" if reloads else "no reload"
         how = "nothing to reload" if kind == "nothing" else f"{kind}: {cost}" if master else f"{kind}: the proxy is stopped"
         if master and reloads:

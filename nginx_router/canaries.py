@@ -16,10 +16,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from . import lines
+from . import health, lines
 from .errors import Conflict, NotFound, UsageProblem
 from .kinds import share
-from .model import APP_TOML, UPSTREAMS, App, Texts
+from .model import APP_TOML, UPSTREAMS, App, Facts, Texts
 from .names import Endpoint, endpoint_line, instance
 from .names import shown as quoted
 from .tomltext import set_key
@@ -115,6 +115,27 @@ def refuse_under_way(app: App) -> None:
         raise Conflict(
             f"app {app.name} has a canary under way, at {share_of(app)} of its clients: {' '.join(shown(found))}",
             hint=f"router apps:deploy {app.name} --promote, or --abort",
+            app=app.name,
+        )
+
+
+def alone(app: App, facts: Facts) -> list[str]:
+    """The processes with canaries where nobody would get requests without these."""
+    processes = dict.fromkeys(e.process for e in of_app(app))
+    return [p for p in processes if all(e.down or e.canary for e in health.serving(app, p, facts))]
+
+
+def refuse_alone(app: App, facts: Facts) -> None:
+    """Make sure that an abort leaves each process somebody who gets its requests.
+
+    Raises:
+        Conflict: of one the canaries are the last; the way out is to let them take over.
+    """
+    if processes := alone(app, facts):
+        last = [e for e in of_app(app) if e.process in processes]
+        raise Conflict(
+            f"app {app.name}: without its canary no {' and no '.join(processes)} instance would get requests: {' '.join(shown(last))}",
+            hint=f"router apps:deploy {app.name} --promote",
             app=app.name,
         )
 

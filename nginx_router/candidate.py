@@ -96,6 +96,10 @@ class Candidate:
         there = {n for n in self.store.names() if self._texts.get(n, True) is not None}
         return sorted(there | {n for n, texts in self._texts.items() if texts is not None})
 
+    def unhealthy(self, app: str) -> Mapping[str, str]:
+        """The endpoints of an app that fail their checks, and why."""
+        return self._before(app, self._entry(app))[1].unhealthy
+
     @property
     def owners(self) -> Mapping[str, str]:
         """Domain -> the app that has it."""
@@ -205,10 +209,11 @@ class Candidate:
 
     def router_conf(self, index: Index) -> str:
         """router.conf of a generation, the probe's number in its header: unchanged bytes need no reload."""
-        ports = {self.settings.http_port, *(port for entry in index.apps.values() for port in entry.ports)}
+        apps = values_of(index.apps)
+        ports = {self.settings.http_port, *(port for each in apps.values() for port in each.get("ports", ()))}
         objects = self.store.paths.objects
-        vhosts = {name: f"{objects}/{e.vhost}" for name, e in index.apps.items() if e.vhost}
-        pools = [entry.pool for entry in index.apps.values()]
+        vhosts = {name: f"{objects}/{each['vhost']}" for name, each in apps.items() if each["vhost"]}
+        pools = [tuple(each.get("pool", ())) for each in apps.values()]
         return self._renderer.http(_numbered(index.probe), index.probe, sorted(ports), vhosts, pools=pools)
 
     def stage_files(self, index: Index) -> dict[str, str]:
@@ -377,7 +382,9 @@ class Candidate:
         self._rendered[name] = rendered
         self._owners |= dict.fromkeys(rendered.app.domains, name)
         if before is not None and before.vhost == rendered.entry.vhost:
-            return "endpoints" if before.routes != rendered.entry.routes else "nothing"
+            # which instances there are, and who gets them, may change though nobody of them gets requests: all fail their checks
+            moves = (before.routes, before.canary) != (rendered.entry.routes, rendered.entry.canary)
+            return "endpoints" if moves or _endpoints(old_texts) != _endpoints(texts) else "nothing"
         if before is None and not rendered.vhost:
             return "nothing"
         same = before is not None and _but_endpoints(old_texts) == _but_endpoints(texts)
@@ -572,11 +579,15 @@ def _same(entry: Entry, other: Entry | None) -> bool:
 
 
 def _but_routes(entry: Entry) -> Entry:
-    return replace(entry, state="", routes=(), unhealthy=0, generation=0, inline="", canary="", aborted="")
+    return replace(entry, state="", routes=(), unhealthy=0, generation=0, inline="", canary="", aborted="", addresses=())
 
 
 def _but_endpoints_of(facts: Facts) -> Facts:
     return replace(facts, resolved={}, unhealthy={})
+
+
+def _endpoints(texts: Texts) -> list[str]:
+    return sorted(entry for _, entry in lines.entries(texts.get(UPSTREAMS, "")))
 
 
 def _but_endpoints(texts: Texts) -> dict[str, str]:

@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from .errors import ChecksFailed, UsageProblem
 from .names import Address, shown
+from .times import stamp
 
 #: How much of an answer's body is read for the person at the terminal.
 _BODY = 500
@@ -86,6 +87,7 @@ def run_each(
     Raises:
         ChecksFailed: one did not; the endpoint, its last status or errno, and the beginning of its answer are said.
     """
+    began = stamp()
     words: queue.SimpleQueue[_Word] = queue.SimpleQueue()
     seconds = max((check.timeout for check in asked.values()), default=0.0)
     deadline = time.monotonic() + seconds
@@ -99,13 +101,16 @@ def run_each(
     finally:
         over.set()
     if failed:
-        address, *others = (a for a in asked if a in failed)
-        also = f"; failed too: {', '.join(map(str, others))}" if others else ""
-        raise ChecksFailed(
-            f"app {app}: endpoint {address} failed its check ({asked[address]}): {failed[address]}{also}",
-            hint="nothing was changed: see the instance's own log",
-            app=app,
-        )
+        reasons = [(str(address), f"{failed[address]}, since {began}") for address in asked if address in failed]
+        first = next(address for address in asked if address in failed)
+        raise ChecksFailed(verdict(app, str(asked[first]), reasons), hint="nothing was changed: see the instance's own log", app=app)
+
+
+def verdict(app: str, check: str, reasons: Sequence[tuple[str, str]]) -> str:
+    """What is told of endpoints that failed, and why; `check` is how the first was asked."""
+    (address, reason), *others = reasons
+    also = f"; failed too: {', '.join(f'{other} ({why})' for other, why in others)}" if others else ""
+    return f"app {app}: endpoint {address} failed its check ({check}): {reason}{also}"
 
 
 def _listen(

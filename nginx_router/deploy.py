@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import canaries, checks, health, runners
@@ -121,19 +122,27 @@ def drain_endpoints(router: Router, app: str, addresses: Sequence[str], options:
 
     Raises:
         NotFound: there is no such app, or one is no endpoint of it.
+        Conflict: somebody let one in again meanwhile.
         NotDrained: the wait was ended by a signal, or at the deadline with `strict`.
     """
     began = time.monotonic()
     with Signals() as signals:
         swap = _set_drain(router, app, _addresses(addresses), options, signals)
+        if again := [one for one, apps in swap.staying.items() if app in apps]:
+            raise Conflict(
+                f"{' '.join(again)} {'gets' if len(again) == 1 else 'get'} requests of {app} again: not drained",
+                hint=f"somebody let it in during the wait; again: router upstreams:drain {app} {' '.join(again)}",
+                app=app,
+            )
         show(swap.handover(app, began, retired=(), still_running=()))
 
 
 def retire(router: Router, app: str, addresses: Sequence[str], options: Options, show: Show) -> None:
-    """Drain these endpoints, then remove their lines.
+    """Drain these endpoints, then remove their lines: those that still drain then.
 
     Raises:
         NotFound: there is no such app.
+        Conflict: somebody let some in again meanwhile; the others were retired and shown.
         NotDrained: as for `drain_endpoints`; the lines are still there, and a second call goes on.
     """
     began = time.monotonic()
@@ -145,12 +154,21 @@ def retire(router: Router, app: str, addresses: Sequence[str], options: Options,
     given = [a for a in given if a.text in there]
     if not given:
         return show(Swap(router.generations.current_number(), "nothing", ()).handover(app, began, retired=(), still_running=()))
+    again: Sequence[str] = ()
     with Signals() as signals:
         swap = _set_drain(router, app, given, options, signals)
         if not router.request.dry_run:
-            swap = swap.followed_by(router.change([_upstreams(app, "remove", given)])[0])
+            outcome = router.change([_upstreams(app, "remove", given, only_draining=True)])[0]
+            again = outcome.answer.get("left", ())
+            swap = replace(swap.followed_by(outcome), retired=tuple(one for one in swap.retired if one not in again))
             tell_retired(router, app, swap.retired)
-        return show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+        show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+        if again:
+            raise Conflict(
+                f"{' '.join(again)} {'does' if len(again) == 1 else 'do'} not drain any more: left on {app}",
+                hint=f"somebody let it in during the wait; again: router apps:retire {app} {' '.join(again)}",
+                app=app,
+            )
 
 
 def takeover(
@@ -251,5 +269,5 @@ def _set_drain(router: Router, app: str, addresses: Sequence[Address], options: 
     return swap_and_wait(router, _upstreams(app, "drain", addresses), "draining", options, signals, [a.text for a in addresses])
 
 
-def _upstreams(app: str, verb: str, addresses: Sequence[Address]) -> Event:
-    return Event("upstreams", app, {"verb": verb, "endpoints": [Endpoint(WEB, a).line() for a in addresses]})
+def _upstreams(app: str, verb: str, addresses: Sequence[Address], **more: Any) -> Event:
+    return Event("upstreams", app, {"verb": verb, "endpoints": [Endpoint(WEB, a).line() for a in addresses], **more})

@@ -14,7 +14,7 @@ from .model import Entry
 _FIELDS = frozenset(field.name for field in fields(Entry))
 _NEEDED = frozenset({"state", "vhost", "generation"})
 _SELDOM = ("inline", "canary", "aborted")
-_LISTS = ("domains", "ports", "objects", "variables", "pool")
+_LISTS = ("domains", "ports", "objects", "variables", "pool", "addresses")
 
 
 class Entries(Mapping[str, Entry]):

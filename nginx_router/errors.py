@@ -134,10 +134,10 @@ class NotPermitted(RouterError):
 
 
 class NotDrained(RouterError):
-    """Done, but old instances still hold requests; they are named."""
+    """Done, or done in part (`--batch`), and old instances still hold requests; they are named."""
 
     exit_code = 15
-    meaning = "deployed, but old instances are not drained: they are named on stderr"
+    meaning = "deployed, or a part of its batches, but old instances are not drained: stderr names them, or what serves"
 
 
 #: Every class by its exit code, for errors that travel between processes and for the documentation.

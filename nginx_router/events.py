@@ -6,13 +6,14 @@ change: in the asking command (to know what the hooks are to be asked about) and
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import canaries, lines
 from .errors import Conflict, NotFound, UsageProblem, nearest
-from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, App, Texts, parse_toml
+from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, App, Facts, Texts, parse_toml
 from .names import domain, endpoint_line
 from .properties import lookup
 from .tomltext import set_key
@@ -50,6 +51,9 @@ class World(Protocol):
 
     def names(self) -> list[str]:
         """Every app there is."""
+
+    def unhealthy(self, app: str) -> Mapping[str, str]:
+        """The endpoints of an app that fail their checks, and why."""
 
     @property
     def owners(self) -> Mapping[str, str]:
@@ -219,7 +223,10 @@ def _upstreams(event: Event, world: World) -> Edit:
     if canaries.of_app(before) and not canaries.of_app(world.parse(event.app, texts)):
         texts = canaries.without_share(texts)
         notes.append(f"the canary of {event.app} is ended: that was its last instance")
-    return Edit(apps={event.app: texts}, notes=tuple(notes), answer={"endpoints": [e.address.text for e in wanted]})
+    answer = {"endpoints": [e.address.text for e in wanted]}
+    if event.args["verb"] == "remove":
+        answer["left"] = [a for a in answer["endpoints"] if a in all_addresses(new)] if event.args.get("only_draining") else []
+    return Edit(apps={event.app: texts}, notes=tuple(notes), answer=answer)
 
 
 def _deploy(event: Event, world: World) -> Edit:
@@ -244,6 +251,8 @@ def _deploy(event: Event, world: World) -> Edit:
     if canary is None:
         canaries.refuse_under_way(app)
         texts = canaries.without_aborted(texts)
+    elif canary["verb"] == canaries.ABORT:
+        canaries.refuse_alone(app, Facts(unhealthy=world.unhealthy(name)))
     text = texts.get(UPSTREAMS, "")
     retired: list[str] = []
     for process, addresses in event.args["processes"].items():
@@ -401,12 +410,18 @@ def _restore(event: Event, world: World) -> Edit:
 
 
 def _import(event: Event, world: World) -> Edit:
-    """The texts that an archive holds, whatever the app was before; `endpoints` false: it keeps its own."""
+    """The texts that an archive holds, whatever the app was before.
+
+    `endpoints` false: it keeps its own, and what its app.toml says of a canary among these.
+    """
     assert event.app is not None
     now = world.texts(event.app)
     texts: dict[str, str] = {DOMAINS: "", UPSTREAMS: "", **event.args["texts"]}
     if not event.args["endpoints"]:
-        texts[UPSTREAMS] = (now or {}).get(UPSTREAMS, "")
+        app = None
+        with contextlib.suppress(UsageProblem):  # an app that cannot be read may be what the archive is to mend
+            app = world.parse(event.app, now) if now is not None else None
+        texts = canaries.kept(app, {**texts, UPSTREAMS: (now or {}).get(UPSTREAMS, "")})
     return Edit(apps={event.app: texts})
 
 

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -27,7 +27,7 @@ from . import endpointlog
 from .entries import Entries, values_of
 from .errors import NotFound, StateCorrupt
 from .files import inherit_owner, replace_link, sync_directory, write_atomic
-from .model import Entry, Facts, HostFacts, Texts
+from .model import UPSTREAMS, Entry, Facts, HostFacts, Texts, asked, parse_app
 from .settings import Paths
 from .times import stamp
 
@@ -264,6 +264,24 @@ class Generations:
         raw = json.loads(entry.inline or self.object(entry.state))
         return raw["texts"], Facts.from_json(raw["facts"])
 
+    def served_at(self, places: Collection[str]) -> list[str]:
+        """The apps whose requests may go to one of these places: addresses, as UPSTREAMS spells them or as they were resolved.
+
+        Raises:
+            StateCorrupt: what the current generation says cannot be read.
+        """
+        index = self.current()
+        found, wanted = [], {*places}
+        for name, each in values_of(index.apps if index else {}).items():
+            addresses = each.get("addresses")
+            if addresses is None:  # of an earlier version; a state that is lost says nothing, and is in nobody's way
+                with contextlib.suppress(StateCorrupt):
+                    texts, facts = self.app_state(Entries({name: each})[name])
+                    addresses = asked(parse_app(name, {UPSTREAMS: texts.get(UPSTREAMS, "")}), facts)
+            if not wanted.isdisjoint(addresses or ()):
+                found.append(name)
+        return sorted(found)
+
     def object_path(self, sha: str) -> Path:
         """Where an object lies."""
         return self.paths.objects / sha
@@ -304,9 +322,9 @@ class Generations:
         `is_read_by_nginx`: without the states, which only a change reads.
         """
         found: dict[str, dict[str, str]] = {}
-        for name, entry in index.apps.items():
-            for sha in objects_of(entry):
-                if is_read_by_nginx and sha == entry.state:
+        for name, each in values_of(index.apps).items():
+            for sha in _objects_of(each):
+                if is_read_by_nginx and sha == each["state"]:
                     continue
                 try:
                     with open(f"{self.paths.objects}/{sha}", "rb", buffering=0) as file:  # noqa: PTH123 - no Path: thousands a reload

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +68,10 @@ class Handover:
     retired: tuple[str, ...]
     still_running: tuple[str, ...]  # the retired that the caller may stop now: nobody else did
     forced: int  # connections that were left at the deadline
-    closed_connections: int
     seconds: float
     canary: str | None = None  # the share of the clients that canaries get now
     websockets: int = 0  # that were left, as far as they are known: whoever stops the retired cuts them
+    outcomes: tuple[Outcome, ...] = ()  # of the changes that it took
 
     def as_json(self) -> dict[str, Any]:
         """The keys that are promised to scripts, `still_running` and `canary`."""
@@ -81,7 +81,7 @@ class Handover:
             "kind": self.kind,
             "retired": list(self.retired),
             "forced": self.forced,
-            "closed_connections": self.closed_connections,
+            **{key: sum(getattr(o, key) for o in self.outcomes) for key in ("reloads", "closed_connections", "kept_connections")},
             "websockets": self.websockets,
             "seconds": round(self.seconds, 3),
             "still_running": list(self.still_running),
@@ -100,15 +100,15 @@ class Swap:
     generation: int | None
     kind: str
     retired: tuple[str, ...]
-    closed_connections: int = 0
     left: int = 0
     websockets: int = 0
+    outcomes: tuple[Outcome, ...] = ()  # of the changes that it took
+    staying: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of what was to leave: address, the apps that it serves again
 
     def followed_by(self, outcome: Outcome) -> Swap:
         """This and a change behind it as one."""
         kind = self.kind if self.kind != "nothing" else outcome.kind
-        closed = self.closed_connections + outcome.closed_connections
-        return replace(self, generation=outcome.generation, kind=kind, closed_connections=closed)
+        return replace(self, generation=outcome.generation, kind=kind, outcomes=(*self.outcomes, outcome))
 
     def and_then(self, other: Swap) -> Swap:
         """This and another one behind it as one."""
@@ -116,9 +116,10 @@ class Swap:
             generation=other.generation,
             kind=other.kind if other.kind != "nothing" else self.kind,
             retired=(*self.retired, *other.retired),
-            closed_connections=self.closed_connections + other.closed_connections,
             left=self.left + other.left,
             websockets=self.websockets + other.websockets,
+            outcomes=(*self.outcomes, *other.outcomes),
+            staying={**self.staying, **other.staying},
         )
 
     def handover(self, app: str, began: float, *, retired: tuple[str, ...], still_running: tuple[str, ...]) -> Handover:
@@ -130,8 +131,8 @@ class Swap:
             retired=retired,
             still_running=still_running,
             forced=self.left,
-            closed_connections=self.closed_connections,
             websockets=self.websockets,
+            outcomes=self.outcomes,
             seconds=time.monotonic() - began,
         )
 
@@ -158,6 +159,9 @@ def swap_and_wait(
 ) -> Swap:
     """Change, then wait until nothing goes to what was retired; `retired` where the event's answer does not name them.
 
+    Whoever is told of an instance stops it, so that one is retired only if no app sends requests to it when the wait is over: somebody
+    may have added it again meanwhile, to this app or to one that took its name, and another app may have had it all the time.
+
     Raises:
         NotDrained: `done`, but something still may go there.
     """
@@ -172,8 +176,15 @@ def swap_and_wait(
         outcome = outcomes[0]
         leaving = tuple(outcome.answer.get("retired", ()) if retired is None else retired)
         drained = Drained(0)
+        staying: dict[str, tuple[str, ...]] = {}
         if leaving:
             drained = _wait(router, outcome, list(map(Address, leaving)), resolved, ports, options, lambda: signals.came)
+            staying = _staying(router, leaving, resolved)
+            leaving = tuple(a for a in leaving if a not in staying)
+        for one, apps in staying.items():
+            router.request.say(f"{one} still serves {' and '.join(apps)}: left running")
+        if not leaving:
+            drained = Drained(0)  # whatever goes there stays there
         left = drained.requests if options.websockets == "close" else drained.left
         if left and not drained.given_up:
             router.request.say(f"{_connections(left)} left after {options.drain:g} s on {' '.join(leaving)}")
@@ -182,7 +193,7 @@ def swap_and_wait(
             router.request.say(f"{many} still open on {' '.join(leaving)}: whoever stops these cuts them")
         if drained.given_up or (left and options.strict):
             raise NotDrained(f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}", app=event.app)
-        swap = Swap(outcome.generation, outcome.kind, leaving, outcome.closed_connections, left, drained.websockets)
+        swap = Swap(outcome.generation, outcome.kind, leaving, left, drained.websockets, (outcome,), staying)
 
     taken_in, lines = _taken_in(router, event)
     outcome = router.change([event, *taken_in], gated=True, served=signals.served, then=then)[0]
@@ -215,6 +226,16 @@ def _wait(
         given_up=given_up,
         waiting=lambda left: say(f"waiting for {_connections(left)} to old instances, {options.drain:g} s at most"),
     )
+
+
+def _staying(router: Router, leaving: Sequence[str], resolved: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Those of `leaving` that requests may go to by now, and of which apps."""
+    places = {one: {one, *drain.places([Address(one)], resolved)} for one in leaving}
+    # of nearly every deploy none is: one look for all of them, 1 to 5 ms among 5,000 apps (the wait has read their generation)
+    if not router.generations.served_at(set().union(*places.values())):
+        return {}
+    found = {one: tuple(router.generations.served_at(each)) for one, each in places.items()}
+    return {one: apps for one, apps in found.items() if apps}
 
 
 def _taken_in(router: Router, event: Event) -> tuple[list[Event], list[str]]:

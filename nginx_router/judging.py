@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,14 +72,21 @@ def outcomes(line: Line, few: Set[str], others: Set[str]) -> Iterator[tuple[bool
             yield address in few, place < len(line.tried) or line.status >= 500
 
 
-def verdict(canary: Count, others: Count, most: float) -> str | None:
-    """Why a canary is to be aborted; None: it is not.  `most` errors are allowed, in percent."""
-    if canary.answers < LEAST or canary.share <= most or canary.share <= others.share:
+def too_many(canary: Count, most: float) -> str | None:
+    """That a canary has more errors than it may, in words; None: it has not.  `most` are allowed, in percent."""
+    if canary.answers < LEAST or canary.share <= most:
         return None
-    return (
-        f"{canary.share:.1f}% of {canary.answers} answers of the canary were errors within {WINDOW:.0f} s, "
-        f"{others.share:.1f}% of {others.answers} of the others"
-    )
+    return f"{canary.share:.1f}% of {canary.answers} answers of the canary were errors within {WINDOW:.0f} s"
+
+
+def verdict(canary: Count, others: Count, most: float) -> str | None:
+    """Why a canary is to be aborted; None: it is not.
+
+    Where the others were asked nothing, what is allowed decides alone.
+    """
+    if (words := too_many(canary, most)) is None or (others.answers and canary.share <= others.share):
+        return None
+    return f"{words}, {f'{others.share:.1f}% of {others.answers}' if others.answers else 'and none was asked'} of the others"
 
 
 @dataclass
@@ -92,7 +99,10 @@ class _Trial:
     most: float
     logs: list[Log]
     problem: str | None = None  # by its checks
-    seconds: deque[tuple[int, Count, Count]] = field(default_factory=deque)
+    alone: Sequence[str] = ()  # the processes of which it has the only instances that get requests
+    seconds: deque[tuple[int, Count]] = field(default_factory=deque)
+    # of the others, up to their last request: at 100% they get none, and what they answered before that is what can be known
+    seconds_of_others: deque[tuple[int, Count]] = field(default_factory=deque)
     is_ending: bool = False
     not_before: float = 0.0
     is_unread: bool = False  # its log has requests, and does not say who answered
@@ -109,16 +119,17 @@ class _Trial:
                         one = Count(1, is_error)
                         canary, others = (canary + one, others) if is_canary else (canary, others + one)
         self.is_unread = self.is_unread or (lines > 0 and known == 0)
-        self.seconds.append((int(now), canary, others))
-        while self.seconds[0][0] < now - WINDOW:
-            self.seconds.popleft()
+        _keep(self.seconds, int(now), canary)
+        if others.answers:
+            _keep(self.seconds_of_others, int(now), others)
 
     def reason(self) -> str | None:
         """Why it is to be aborted."""
-        if self.problem:
-            return self.problem
-        canary = sum((each[1] for each in self.seconds), Count())
-        return verdict(canary, sum((each[2] for each in self.seconds), Count()), self.most)
+        return self.problem or verdict(_total(self.seconds), _total(self.seconds_of_others), self.most)
+
+    def trouble(self) -> str | None:
+        """Why it would be, whatever the others did."""
+        return self.problem or too_many(_total(self.seconds), self.most)
 
 
 class Judging:
@@ -131,7 +142,7 @@ class Judging:
         #: When the canaries are looked at next; None: there are none.
         self.due: float | None = None
         self._trials: dict[str, _Trial] = {}
-        self._said: dict[str, str] = {}
+        self._said: dict[str, set[str]] = {}  # app -> what was said of it, which is not said again
 
     def look(self) -> None:
         """See which canaries there are by now."""
@@ -153,10 +164,14 @@ class Judging:
         self.due = now + LOOK
         for app, trial in self._trials.items():
             trial.read(now)
-            if trial.is_unread and self._said.get(app) != "log":
-                self._said[app] = "log"
-                self._say(f"{app}: its access log does not say which instance answered: errors of its canary are not counted")
-            if not trial.is_ending and now >= trial.not_before and (reason := trial.reason()):
+            if trial.is_unread:
+                self._say_once(app, "log", "its access log does not say which instance answered: errors of its canary are not counted")
+            if trial.is_ending or now < trial.not_before or (trouble := trial.trouble()) is None:
+                continue
+            if trial.alone:
+                left = f"without it no {' and no '.join(trial.alone)} instance would get requests"
+                self._say_once(app, "alone", f"its canary is not aborted, {left} (router apps:deploy {app} --promote): {trouble}")
+            elif (reason := trial.reason()) is not None:
                 trial.is_ending = True
                 self._tell(f"{app}: its canary is aborted: {reason}")
                 threading.Thread(target=self._abort, args=(app, reason), daemon=True).start()
@@ -168,14 +183,17 @@ class Judging:
             self._tell(f"{each.app}: its canary was aborted{f', retired {retired}' if retired else ''}")
         elif each.code != 3:  # somebody else ended it
             why = _problem(each)
-            if self._said.get(each.app) != why:
-                self._say(f"{each.app}: its canary was not aborted: {why}")
-            self._said[each.app] = why
+            self._say_once(each.app, why, f"its canary was not aborted: {why}")
         if trial := self._trials.get(each.app):
             trial.is_ending, trial.not_before = False, time.monotonic() + RETRY
         self.look()
 
     # private
+
+    def _say_once(self, app: str, key: str, words: str) -> None:
+        if key not in self._said.setdefault(app, set()):
+            self._said[app].add(key)
+            self._say(f"{app}: {words}")
 
     def _look_at(self, index: Index, name: str) -> None:
         entry, before = index.apps[name], self._trials.get(name)
@@ -188,9 +206,10 @@ class Judging:
         few, others = _addresses(app, facts, canary=True), _addresses(app, facts, canary=False)
         failing = next((f"{e.address} fails its check: {why}" for e in canaries.of_app(app) if (why := facts.problem_of(e))), None)
         most = canaries.hundredths(canaries.max_errors_of(app)) / 100
-        trial = _Trial(entry.state, few, others, most, [], failing)
+        trial = _Trial(entry.state, few, others, most, [], failing, canaries.alone(app, facts))
         if before and before.few == few:  # another share, or a deploy of another process: what was counted counts
-            trial.seconds, trial.is_ending, trial.not_before = before.seconds, before.is_ending, before.not_before
+            trial.seconds, trial.seconds_of_others = before.seconds, before.seconds_of_others
+            trial.is_ending, trial.not_before = before.is_ending, before.not_before
         known = {log.path: log for log in before.logs} if before else {}
         paths = [Path(path) for path in paths_in(vhost)]
         trial.logs = [known[path] if path in known else Log(path) for path in paths]
@@ -214,6 +233,17 @@ class Judging:
             self._report(Aborted(app, done.returncode, done.stdout, done.stderr))
         except (OSError, subprocess.TimeoutExpired) as why:
             self._report(Aborted(app, 1, "", str(why)))
+
+
+def _keep(seconds: deque[tuple[int, Count]], now: int, count: Count) -> None:
+    """Count one more second; those that are too long ago count no more."""
+    seconds.append((now, count))
+    while seconds[0][0] < now - WINDOW:
+        seconds.popleft()
+
+
+def _total(seconds: Iterable[tuple[int, Count]]) -> Count:
+    return sum((count for _, count in seconds), Count())
 
 
 def _problem(each: Aborted) -> str:

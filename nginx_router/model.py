@@ -197,7 +197,20 @@ class Entry:
     canary: str = ""  # the share of its clients that its canaries get, while it has some
     aborted: str = ""  # why the last of these were aborted
     pool: tuple[str, ...] = ()  # how connections to its endpoints are kept, where it shares them: how many, how long, for how many requests
+    addresses: tuple[str, ...] = ()  # where its requests may go (`asked`)
     inline: str = ""  # the text of `state` where that is no object: a change of endpoints that made no generation
+
+
+def asked(app: App, facts: Facts) -> tuple[str, ...]:
+    """Where requests of an app may go: the addresses of its endpoints, and what host names in these were resolved to.
+
+    One that drains or is down gets none; one that fails its checks may get some at any time.
+    """
+    found: set[str] = set()
+    for endpoint in app.endpoints:
+        if endpoint.state == "active":
+            found |= {endpoint.address.text, *(endpoint.address.at(ip) for ip in facts.resolved.get(endpoint.address.host, ()))}
+    return tuple(sorted(found))
 
 
 def parse_app(name: str, texts: Texts, tables: Tables = ()) -> App:

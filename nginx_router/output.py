@@ -245,8 +245,7 @@ class Output:
         changes = [o for o in outcomes if not o.error and o.kind != "nothing"]
         for outcome in changes:
             if outcome.serving is not None:  # a stopped proxy was named already
-                reloads = _cost(outcome) if outcome.reloads else "no reload"
-                self.say(f"{_subject(outcome)}: {outcome.kind}, generation {outcome.generation}, {reloads}")
+                self.say(f"{_subject(outcome)}: {outcome.kind}, generation {outcome.generation}, {cost([outcome])}")
         if not changes and not any(o.error or o.notes or o.serving is None for o in outcomes):
             # an app without domains and endpoints was saved all the same
             self.say(f"{_subject(outcomes[0])}: saved, nothing to reload" if len(outcomes) == 1 else "nothing to reload")
@@ -359,12 +358,18 @@ def _subject(outcome: Outcome) -> str:
     return outcome.event.args.get("new") or outcome.app or "the host"
 
 
-def _cost(outcome: Outcome) -> str:
-    """What a reload did to the connections of clients."""
-    number, kept, websockets = outcome.closed_connections + outcome.kept_connections, outcome.kept_connections, outcome.websockets
-    touched = f"a reload touched {number} connection{'' if number == 1 else 's'}"
+def cost(outcomes: Sequence[Outcome]) -> str:
+    """How often nginx was reloaded for these changes, and what that did to the connections of clients."""
+    reloads, closed, kept, websockets = (
+        sum(getattr(o, key) or 0 for o in outcomes) for key in ("reloads", "closed_connections", "kept_connections", "websockets")
+    )
+    if not reloads:
+        return "no reload"
+    number = closed + kept
+    many = "a reload" if reloads == 1 else f"{reloads} reloads"
+    touched = f"{many} touched {number} connection{'' if number == 1 else 's'}"
     among = f", {websockets} of them websockets" if websockets else ""
-    return f"{touched} ({number - kept} idle ones closed, {kept} go on{among})" if kept else touched
+    return f"{touched} ({closed} idle ones closed, {kept} go on{among})" if kept else touched
 
 
 def _answer(outcome: Outcome) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class _Plain(_Reader):
             word = rest.pop(0)
             if word == "--":
                 return given, operands + rest
-            if not word.startswith("-") or word == "-":
+            if not word.startswith("-") or word == "-" or word[1].isdigit():  # -1 is a number, and its rule is what is to be said
                 operands.append(word)
                 continue
             option, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")

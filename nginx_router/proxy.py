@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import canaries, health, journal, sockets
+from . import canaries, health, journal, live, sockets
 from .entries import values_of
 from .errors import RouterError
 from .files import FileLock
 from .model import parse_app
+from .names import Endpoint
 from .orphans import counted
 from .times import stamp
 
@@ -159,6 +160,7 @@ def status(router: Router) -> dict[str, Any]:
         problems.append(f"this root is a copy of {index.root}, and generation {index.number} names files there: router reconcile --all")
     problems += disk_problems(router)
     if index is not None:
+        problems += filter(None, [live.lost(index.facts.modules)])
         problems += failing_endpoints(router, index)
         aborted = {name: each["aborted"] for name, each in values_of(index.apps).items() if each.get("aborted")}
         problems += [f"app {name}: its canary was aborted: {reason}" for name, reason in sorted(aborted.items())]
@@ -219,12 +221,15 @@ def canaries_under_way(router: Router, index: Index) -> list[dict[str, Any]]:
     for name, each in sorted(values_of(index.apps).items()):
         if not each.get("canary"):
             continue
-        few, since = [], None
+        few: tuple[Endpoint, ...] = ()
+        since = None
         # a state that is lost hides which they are, and not that they are
         with contextlib.suppress(RouterError):
             app = parse_app(name, router.generations.app_state(index.apps[name])[0], router.tables())
-            few, since = canaries.shown(canaries.of_app(app)), canaries.since(app)
-        found.append({"app": name, "canary": each["canary"], "endpoints": few, "since": stamp(since) if since else None})
+            few, since = canaries.of_app(app), canaries.since(app)
+        idle = {state: canaries.shown(e for e in few if e.state == state) for state in ("draining", "down")}
+        moment = stamp(since) if since else None
+        found.append({"app": name, "canary": each["canary"], "endpoints": canaries.shown(few), **idle, "since": moment})
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import canaries, health
 from .errors import RouterError
-from .model import SNIPPETS, App, Entry, Facts, Texts
+from .model import SNIPPETS, App, Entry, Facts, Texts, asked
 from .render import Include, Renderer
 from .vetting import http_variables
 
@@ -91,5 +91,6 @@ def render(renderer: Renderer, objects: Path, app: App, texts: Texts, facts: Fac
         checked=health.TABLE in app.plugins,
         canary=canaries.share_of(app) if canaries.of_app(app) else "",
         aborted=canaries.aborted(app) or "",
+        addresses=asked(app, facts),
     )
     return Rendered(app, texts, facts, entry, vhost, includes if vhost else {}, state, template)

@@ -40,8 +40,9 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
 
     Raises:
         UsageProblem: `size` is no number of instances.
-        NotDrained: a batch was served and not drained; the ones behind it were not begun.
-        RouterError: all else that a deploy raises; from the second batch on some of the new instances serve then.
+        NotDrained: a batch was served and not drained, or one behind the first came to nothing (its error is the message): what was
+            deployed until then serves, and the batches behind it were not begun.
+        RouterError: all else that a deploy raises, of the first batch; nothing was changed.
     """
     began = time.monotonic()
     if size < 1:
@@ -70,11 +71,13 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
                     check_new(router, replace(event, args={**event.args, "processes": asked}), options)
                 swap = swap_and_wait(router, event, "deployed", options, signals)
             except (RouterError, Terminated, KeyboardInterrupt) as why:
-                if number or isinstance(why, NotDrained):
-                    _stopped(router, app, now, wanted, size, options, why)
-                    if number and router.out.is_json:
-                        show(done.handover(app, began, retired=done.retired, still_running=done.retired))
-                raise
+                if not number and not isinstance(why, NotDrained):
+                    raise
+                if number and router.out.is_json:
+                    show(done.handover(app, began, retired=done.retired, still_running=done.retired))
+                what = why.message if isinstance(why, RouterError) else "ended by a signal"
+                said = what if isinstance(why, NotDrained) else f"deployed in part, batch {number + 1} of {len(batches)} is not: {what}"
+                raise NotDrained(said, hint=_stopped(router, app, now, wanted, size, options), app=app) from why
             there = batch
             tell_retired(router, app, swap.retired)
             if not router.request.dry_run:
@@ -83,17 +86,16 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
         show(done.handover(app, began, retired=done.retired, still_running=done.retired))
 
 
-def _stopped(router: Router, app: str, now: Wanted, wanted: Wanted, size: int, options: Options, why: BaseException) -> None:
-    """Say what serves after the batch that was the last one, and how to go on or back."""
+def _stopped(router: Router, app: str, now: Wanted, wanted: Wanted, size: int, options: Options) -> str:
+    """Say what serves after the batch that was the last one; the answer is how to go on or back."""
     serving = {p: [e.address.text for e in router.app(app).of_process(p)] for p in wanted}
     new = {p: [a for a in addresses if a not in now[p]] for p, addresses in serving.items()}
     old = {p: [a for a in addresses if a in now[p]] for p, addresses in serving.items()}
     router.request.say(f"app {app} serves {_words(new) or 'none'} (new) and {_words(old) or 'none'} (old)")
-    if isinstance(why, RouterError):
-        on = f"router apps:deploy {app} {_words(wanted)} --batch {size}{options.words()}"
-        # how the new ones are checked need not be how the old ones answer
-        back = f"router apps:deploy {app} {_words(now)} --batch {size}{replace(options, check=None).words()}"
-        why.hint = f"go on: {on}" + (f"; or back: {back}" if all(now.values()) else "")
+    on = f"router apps:deploy {app} {_words(wanted)} --batch {size}{options.words()}"
+    # how the new ones are checked need not be how the old ones answer
+    back = f"router apps:deploy {app} {_words(now)} --batch {size}{replace(options, check=None).words()}"
+    return f"go on: {on}" + (f"; or back: {back}" if all(now.values()) else "")
 
 
 def _words(addresses: Mapping[str, Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ mends it:
     ---------  ----------------------------------------  ------------------------------------------------------------
     queued     a file in the queue                       drops it: its asker is gone
     taken      the same, renamed                         applies it if its asker still waits (the leader was another)
-    validated  run/validate-PID                          removes that
+    validated  run/validate-PID, until it is proven      removes that
     intent     intent.json                               undoes it: nothing was written yet
     files      intent.json, app files                    writes the old texts back into files that hold what we wrote
     staged     the same, objects and a generation        the same; removes both
@@ -56,6 +56,7 @@ from .dataplane import Reloaded
 from .entries import plain
 from .errors import NginxRejected, ProxyDown, RouterError, UsageProblem
 from .generations import Generations, Index, Manifest, objects_in
+from .live import ways_out
 from .model import Tables
 from .queue import Queue
 from .serving import Serving
@@ -171,7 +172,12 @@ class Transaction:
             ProxyDown: it does not come up; its own words are in the message.
         """
         said: list[str] = []
-        if self.serving.plane(index).facts(index.facts).version < index.facts.version:
+        plane = self.serving.plane(index)
+        try:
+            version = plane.facts(index.facts).version
+        except UsageProblem as why:  # nginx's Lua module is gone, for one
+            raise ProxyDown(f"nginx would not start: {why.message}", hint=f"{why.hint}; then: {plane.start_line()}") from None
+        if version < index.facts.version:
             # an older nginx than it was made for does not know all its words
             self.apply(self.candidate())
             self._settle()
@@ -185,6 +191,8 @@ class Transaction:
                 ports = listening.taken(why.message) - {plane.settings.http_port}
                 app = next((name for name, entry in sorted(index.apps.items()) if ports.intersection(entry.ports)), None)
                 if app is None:
+                    if ways := ways_out(index.facts.modules, why.message):
+                        why.hint = f"{ways}; then: {plane.start_line()}"
                     raise
                 own = [each for each in why.message.split(" / ") if listening.taken(each).intersection(index.apps[app].ports)]
                 why = ProxyDown(f"nginx does not start: {' / '.join(own).removeprefix('nginx does not start: ')}")
@@ -207,11 +215,41 @@ class Transaction:
             RouterError: it cannot be; everything is as before.
             OSError: the disk is full, or so; everything is as before.
         """
+        try:
+            return self._apply(candidate, command, answers, is_folding=is_folding)
+        finally:
+            # behind the reload: to remove half a dozen directories takes 20 ms where the disk discards what is free
+            with contextlib.suppress(OSError):
+                sweep(self.paths.run)
+
+    def settled(self, keep: int) -> None:
+        """Everybody was told: forget the intent, and keep the last `keep` generations."""
+        if self._settle():
+            return  # it made no generation, and destroyed no app
+        self.store.empty_trash()
+        self.generations.prune(keep)
+
+    def fold(self, keep: int) -> None:
+        """Nobody waits: make a generation of a log that became long, so that no change has to do that on its way to nginx.
+
+        Raises:
+            RouterError: it cannot be; the log stays.
+            OSError: the disk is full, or so; the log stays.
+        """
+        current = self.generations.current()
+        if current is not None and current.live and not current.is_lost and current.log >= endpointlog.LONG:
+            self.apply(self.candidate(), "(its endpoints.log was long)", is_folding=True)
+            self.settled(keep)
+
+    # private
+
+    def _apply(self, candidate: Candidate, command: str, answers: Callable[[Done], Answers], *, is_folding: bool) -> Done:
         if candidate.problem is not None:
             raise candidate.problem
         base = candidate.base
         plane = self.serving.plane_under(candidate.settings)
-        running = plane.wanted() and plane.master() is not None
+        is_start = self.serving.takes_start()
+        running = plane.wanted() and (is_start or plane.master() is not None)
         for data in candidate.lost_objects().values():
             self.generations.put(data)
         is_logged = candidate.is_logged
@@ -246,7 +284,7 @@ class Transaction:
             faults.step("staged")
             self.generations.commit(number)
             faults.step("committed")
-            reloaded = self.serving.serve_on(index, base) if (reloads or moves) and running else Reloaded()
+            reloaded = self.serving.serve_on(index, base) if (reloads or moves or is_start) and running else Reloaded()
             if reloads and not running:
                 self._check_start(candidate, number)
             faults.step("proven")
@@ -260,33 +298,12 @@ class Transaction:
             number,
             number if running else None,
             time.monotonic() - self.began,
-            reloads=int(reloads and running),
+            reloads=int(reloads and running and not is_start),
             closed=reloaded.closed_connections,
             kept=reloaded.kept_connections,
             websockets=reloaded.websockets,
             old_workers=reloaded.old_workers,
         )
-
-    def settled(self, keep: int) -> None:
-        """Everybody was told: forget the intent, and keep the last `keep` generations."""
-        if self._settle():
-            return  # it made no generation, and destroyed no app
-        self.store.empty_trash()
-        self.generations.prune(keep)
-
-    def fold(self, keep: int) -> None:
-        """Nobody waits: make a generation of a log that became long, so that no change has to do that on its way to nginx.
-
-        Raises:
-            RouterError: it cannot be; the log stays.
-            OSError: the disk is full, or so; the log stays.
-        """
-        current = self.generations.current()
-        if current is not None and current.live and not current.is_lost and current.log >= endpointlog.LONG:
-            self.apply(self.candidate(), "(its endpoints.log was long)", is_folding=True)
-            self.settled(keep)
-
-    # private
 
     def _log(self, candidate: Candidate, command: str, answers: Callable[[Done], Answers], *, is_running: bool) -> Done:
         """The same of a change that is one of endpoints alone, and that nginx takes up as it runs."""
@@ -400,7 +417,8 @@ class Transaction:
         running = plane.wanted() and plane.master() is not None
         reloads = running and (parent is None or self.generations.index(parent).probe != current.probe)
         with contextlib.suppress(OSError):
-            for line in journal.of_killed(last, self.generations.directory(current.number), Queue(self.paths.queue), reloads=int(reloads)):
+            directory, queue = self.generations.directory(current.number), Queue(self.paths.queue)
+            for line in [*journal.of_killed(self.paths.journal, last, directory, queue, reloads=int(reloads))]:
                 journal.append(self.paths.journal, line)
         serving = current.number if running else None
         told: Answers = last.get("submissions", {})

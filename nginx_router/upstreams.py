@@ -78,6 +78,8 @@ def _key(entry: str) -> tuple[str, str]:
 
 def _add(text: str, wanted: Sequence[Endpoint], args: Mapping[str, Any], app: str) -> tuple[str, list[str]]:
     have = _endpoints(text)
+    # what it is of a canary no command says but those of canaries, and so none takes it away
+    wanted = [replace(e, canary=e.canary or (e.key in have and have[e.key].canary)) for e in wanted]
     notes = [f"{e.address} is there already on {app}" for e in dict.fromkeys(wanted) if have.get(e.key) == e]
     changed = {e.key: e.line() for e in wanted if e.key in have and have[e.key] != e}
     new = {e.key: e.line() for e in wanted if e.key not in have}
@@ -96,7 +98,8 @@ def _remove(text: str, wanted: Sequence[Endpoint], args: Mapping[str, Any], app:
     have = _endpoints(text)
     found = {e: _meant(e, have, args) for e in wanted}
     notes = [f"{e.address} is not on {app}" for e, keys in found.items() if not keys]
-    gone = {key for keys in found.values() for key in keys}
+    # somebody may have let one in again that was drained to be removed
+    gone = {key for keys in found.values() for key in keys if have[key].drain or not args.get("only_draining")}
     return lines.keep(text, lambda entry: _key(entry) not in gone), notes
 
 

@@ -39,6 +39,9 @@ class World:
     def names(self) -> list[str]:
         return sorted(self.apps)
 
+    def unhealthy(self, app: str) -> Mapping[str, str]:
+        return {}
+
     @property
     def owners(self) -> dict[str, str]:
         return {d: name for name, texts in self.apps.items() for d in parse_app(name, texts).domains}

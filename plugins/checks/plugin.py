@@ -9,6 +9,7 @@ import typer
 
 from nginx_router import health
 from nginx_router.arguments import app_or_global, change, chosen, existing, last_good
+from nginx_router.checks import verdict
 from nginx_router.errors import ChecksFailed, NotFound, PluginBroken, UsageProblem, nearest
 from nginx_router.events import Event
 from nginx_router.keys import Keys, lookup, require_process
@@ -103,8 +104,8 @@ def run(
     failed = [each for each in told if not each[2].passed]
     if failed:
         (first, target, answer), *others = failed
-        also = f"; failed too: {', '.join(e.bare for e, _, _ in others)}" if others else ""
-        what = f"app {name}: endpoint {first.address} failed its check ({target.settings}): {answer.text}{also}"
+        reasons = [(first.address.text, answer.text), *((e.bare, a.text) for e, _, a in others)]
+        what = verdict(name, str(target.settings), reasons)
         raise ChecksFailed(what, hint=f"how it is asked: router checks:report {name}", app=name)
 
 

@@ -14,6 +14,7 @@ from nginx_router.arguments import existing
 from nginx_router.errors import UsageProblem
 from nginx_router.handover import Handover, Options, Show, require_counts
 from nginx_router.names import app_name, shown
+from nginx_router.output import cost
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
@@ -160,13 +161,18 @@ def _shown(router: Router, done: str, *, is_printed: bool = False) -> Show:
             for address in handover.still_running:
                 router.out.data(address)
         router.out.flush()
-        if router.out.is_watched and not router.out.is_json and not router.request.dry_run:
-            router.out.say(_summary(done if router.serving() is not None else "saved", handover))
+        if not router.out.is_json and not router.request.dry_run:
+            router.out.say(_summary(done, handover))
 
     return show
 
 
 def _summary(done: str, handover: Handover) -> str:
-    """What became of it, for a person who waited."""
-    what = f"{done} as generation {handover.generation}" if handover.kind != "nothing" else "nothing to change"
+    """What became of it, what it cost as every change says it, and how long a person waited."""
+    if handover.kind == "nothing":
+        what = "nothing to change"
+    elif any(outcome.serving is not None for outcome in handover.outcomes):
+        what = f"{done} as generation {handover.generation}, {handover.kind}, {cost(handover.outcomes)}"
+    else:
+        what = f"saved as generation {handover.generation}"  # that the proxy is stopped was said
     return f"{handover.app}: {what}, {handover.seconds:.2f} s, retired {len(handover.retired)}"

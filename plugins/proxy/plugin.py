@@ -215,7 +215,10 @@ def _say_who_moves(router: Router) -> None:
 
 def _canary(each: Mapping[str, Any]) -> str:
     age = f", for {_lasting(each['since'])}" if each["since"] else ""
-    return f"{each['app']}: {each['canary']} of the clients get {' '.join(each['endpoints']) or 'it'}{age}"
+    getting = [e for e in each["endpoints"] if e not in (*each["draining"], *each["down"])]
+    parts = [f"{each['canary']} of the clients get {' '.join(getting) or 'it'}{age}"] if getting or not each["endpoints"] else []
+    parts += [f"{e} drains" for e in each["draining"]] + [f"{e} is down" for e in each["down"]]
+    return f"{each['app']}: {'; '.join(parts)}"
 
 
 def _lasting(since: str) -> str:

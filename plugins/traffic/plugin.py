@@ -42,18 +42,10 @@ def set_share(
         raise UsageProblem("SHARE or --max-errors", hint="usage: router apps:traffic:set APP [SHARE] [--max-errors SHARE]")
     name = existing(router, app)
     given = {"canary": share, "max-errors": max_errors}
+    values = {k: canaries.percent(v) if v or k == "canary" else None for k, v in given.items() if v is not None}
     if share is not None:
         canaries.require(router.app(name))
-    events = [
-        Event(
-            "plugin-key",
-            name,
-            {"table": canaries.TABLE, "key": key, "value": canaries.percent(value) if value or key == "canary" else None},
-        )
-        for key, value in given.items()
-        if value is not None
-    ]
-    change(router, events)
+    change(router, [Event("plugin-key", name, {"table": canaries.TABLE, "key": key, "value": value}) for key, value in values.items()])
 
 
 def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:

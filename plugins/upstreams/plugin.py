@@ -30,7 +30,7 @@ Down = Annotated[bool, typer.Option("--down", help="Known, but not asked.")]
 
 
 def add(router: Router, app: AppArgument, addresses: Addresses, weight: Weight = "1", backup: Backup = False, down: Down = False) -> None:
-    """Add endpoints to an app; one that is there with other flags gets these.
+    """Add endpoints to an app; one that is there with other flags gets these, and a canary stays one.
 
     Example: router upstreams:add blog 10.0.0.3:5000 api=10.0.0.3:5001 --weight 2
     """

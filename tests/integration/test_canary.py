@@ -86,7 +86,7 @@ def test_a_share_of_the_clients_gets_it_and_keeps_it_when_the_share_grows(blog: 
             "app": "blog", "canary": "100%", "since": since, "endpoints": [str(new)], "max_errors": "5%", "aborted": None,
         }  # fmt: skip
         assert blog.done("status", "--format", "json").json["canaries"] == [
-            {"app": "blog", "canary": "100%", "endpoints": [str(new)], "since": since},
+            {"app": "blog", "canary": "100%", "endpoints": [str(new)], "draining": [], "down": [], "since": since},
         ]  # fmt: skip
         assert re.search(rf"canary +blog: 100% of the clients get {new}, for \d+ (s|min)\n", blog.done("status").out)
         result = blog.done("apps:deploy", "blog", "--promote")
@@ -117,6 +117,52 @@ def test_an_abort_sends_everybody_back(blog: Live, old: list[Backend], new: Back
     assert blog.done("apps:report", "blog", "--aborted").out == "too slow\n"
     blog.done("apps:deploy", "blog", old[0])
     assert blog.done("apps:report", "blog", "--aborted").out == "\n", "until the next deploy"
+
+
+@pytest.mark.parametrize("out", ["drain", "retire", "remove", "down", "hand"])
+def test_an_abort_never_takes_the_last_that_gets_requests(blog: Live, old: list[Backend], new: Backend, out: str) -> None:
+    begin(blog, new)
+    if out == "hand":
+        blog.write("apps/blog/UPSTREAMS", f"{old[0]} down\n{new} canary\n")
+        blog.done("reconcile")
+    elif out == "down":
+        blog.done("upstreams:add", "blog", *old, "--down")
+    else:
+        blog.done({"drain": "upstreams:drain", "retire": "apps:retire", "remove": "upstreams:remove"}[out], "blog", *old)
+    for more in ([], ["--dry-run"]):
+        with blog.unchanged():
+            result = blog("apps:deploy", "blog", "--abort", *more)
+            assert (result.code, result.out) == (4, ""), result
+            assert f"without its canary no web instance would get requests: {new}" in result.err
+            assert "router apps:deploy blog --promote" in result.err
+    assert set(places(blog, MANY[:20]).values()) == {"new"}
+    blog.done("upstreams:add", "blog", old[0])
+    assert blog.done("apps:deploy", "blog", "--abort").out == f"{new}\n"
+    assert set(places(blog, MANY[:20]).values()) == {"old"}
+    blog.is_consistent()
+
+
+def test_other_flags_leave_it_a_canary(blog: Live, old: list[Backend], new: Backend) -> None:
+    begin(blog, new, "50%")
+    for words, flags in ((["add", "--weight", "5"], " weight=5 canary"), (["add", "--down"], " down canary"), (["add"], " canary")):
+        blog.done(f"upstreams:{words[0]}", "blog", new, *words[1:])
+        assert upstreams(blog)[-1] == f"{new}{flags}"
+    assert "is there already on blog" in blog.done("upstreams:add", "blog", new).err
+    blog.done("upstreams:set", "blog", old[0], new, "--weight", "2")
+    assert upstreams(blog) == [f"{old[0]} weight=2", f"{new} weight=2 canary"]
+    assert 5 <= len(lucky(blog, MANY[:40])) <= 35
+
+
+def test_status_says_who_drains_and_not_that_clients_get_it(blog: Live, new: Backend, backend: Callable[..., Backend]) -> None:
+    other = backend("new")
+    blog.done("apps:deploy", "blog", new, other, "--canary", "10%")
+    blog.done("upstreams:drain", "blog", new)
+    assert re.search(rf"canary +blog: 10% of the clients get {other}, for \d+ (s|min); {new} drains\n", blog.done("status").out)
+    (found,) = blog.done("status", "--format", "json").json["canaries"]
+    assert (found["endpoints"], found["draining"], found["down"]) == ([str(new), str(other)], [str(new)], [])
+    blog.done("upstreams:add", "blog", other, "--down")
+    said = blog.done("status").out
+    assert f"blog: {new} drains; {other} is down\n" in said and "of the clients" not in said
 
 
 @pytest.mark.parametrize("method", ["round_robin", "cookie", "ip_hash", "random two", "least_conn"])

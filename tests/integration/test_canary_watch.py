@@ -14,13 +14,15 @@ import pytest
 
 from .conftest import Backend, Command, until
 from .test_canary import upstreams
+from .test_health import watching
 from .test_sticky import marks
 from .test_updates import HOST, both
 
 if TYPE_CHECKING:
     from .conftest import Live
+    from .test_watch import Watch
 
-__all__ = ["both"]  # a fixture
+__all__ = ["both", "watching"]  # fixtures
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -74,6 +76,17 @@ def watch(live: Live) -> Command:
     return command
 
 
+def says(command: Command, words: str) -> str:
+    """The line of its stderr with these words; what it said before is gone."""
+    stream, found = command.process.stderr, []
+    assert stream
+    reader = threading.Thread(target=lambda: found.append(next((line for line in stream if words in line), "")), daemon=True)
+    reader.start()  # a line that does not come would else be waited for by nobody's clock
+    reader.join(60)
+    assert found and words in found[0], f"{words!r} was not said"
+    return found[0]
+
+
 def ended(command: Command) -> str:
     """What a watch said, on both streams."""
     command.process.send_signal(signal.SIGTERM)
@@ -95,8 +108,8 @@ def statuses(live: Live, clients: list[str]) -> set[int]:
     return found
 
 
-def test_more_errors_than_the_others_have_abort_it(blog: Live, broken: Broken) -> None:
-    command = watch(blog)
+def test_more_errors_than_the_others_have_abort_it(blog: Live, broken: Broken, watching: Callable[[Live], Watch]) -> None:
+    begun = watching(blog)
     result = blog.done("apps:deploy", "blog", broken, "--canary", "50%")
     assert "nobody aborts" not in result.err, result
     clients = marks(60)
@@ -112,10 +125,10 @@ def test_more_errors_than_the_others_have_abort_it(blog: Live, broken: Broken) -
     until(lambda: statuses(blog, clients) == {200}, 15, "everybody to get the others")
     status = blog.done("status", "--format", "json").json
     assert any("its canary was aborted" in problem for problem in status["problems"]), status
-    said = ended(command)
-    assert "blog: its canary is aborted: " in said, said
     # a program that is edited meanwhile makes the watch start anew, which does not wait for the end
-    assert f"blog: its canary was aborted, retired {broken}" in said or "starting anew" in said, said
+    until(lambda: f"blog: its canary was aborted, retired {broken}" in begun.said or "starting anew" in begun.said, 15, "the last word")
+    assert "blog: its canary is aborted: " in begun.said, begun.said
+    assert begun.end() == 0
     (line,) = [line for line in blog.journal() if "--abort" in line["command"]]
     assert "of the canary were errors" in line["command"] and line["result"] == "done"
     blog.is_consistent()
@@ -132,6 +145,43 @@ def test_one_that_fails_its_checks_is_aborted(blog: Live, backend: Callable[...,
     until(lambda: len(upstreams(blog)) == 2, 60, "the abort")
     assert f"{address} fails its check: " in blog.done("apps:report", "blog", "--aborted").out
     ended(command)
+
+
+def test_the_last_that_answers_is_left_and_that_is_said_once(blog: Live, broken: Broken, backend: Callable[..., Backend]) -> None:
+    command = watch(blog)
+    blog.done("apps:deploy", "blog", broken, "--canary", "50%")
+    for one in upstreams(blog)[:2]:
+        blog.done("upstreams:remove", "blog", one)
+    assert statuses(blog, marks(33)) == {500}
+    said = says(command, "not aborted")
+    assert "blog: its canary is not aborted, without it no web instance would get requests (router apps:deploy blog --promote): " in said
+    assert "100.0% of 33 answers" in said
+    statuses(blog, marks(10))
+    blog.done("upstreams:add", "blog", backend("other"))  # whom nobody can compare with yet, but soon
+
+    def aborted() -> bool:
+        statuses(blog, marks(10))
+        return len(upstreams(blog)) == 1
+
+    until(aborted, 60, "the abort")
+    until(lambda: [line["exit"] for line in blog.journal() if "--abort" in line["command"]] == [0], 30, "its end")
+    assert "not aborted" not in ended(command)
+
+
+def test_those_that_are_out_by_their_checks_are_no_others(blog: Live, backend: Callable[..., Backend], broken: Broken) -> None:
+    for key, value in (("interval", "0.2"), ("fall", "2")):
+        blog.done("checks:set", "blog", key, value)
+    gone = backend("gone")
+    blog.done("apps:deploy", "blog", gone)
+    blog.done("apps:deploy", "blog", broken, "--canary", "10%")
+    command = watch(blog)
+    where = str(gone)
+    gone.close()
+    until(lambda: f"{where} (" in blog("status").out, 60, "the check")
+    ended(command)  # what it found out stays
+    with blog.unchanged():
+        result = blog("apps:deploy", "blog", "--abort")
+        assert result.code == 4 and "no web instance would get requests" in result.err, result
 
 
 def test_one_that_is_well_stays(blog: Live, backend: Callable[..., Backend]) -> None:

@@ -61,7 +61,8 @@ def test_instances_are_exchanged_a_few_at_a_time(blog: Live, old: list[Backend],
 def test_a_batch_that_fails_ends_it_and_what_serves_is_said(blog: Live, old: list[Backend], backend: Callable[..., Backend]) -> None:
     new = [backend("new0"), backend("new1"), "127.0.0.1:1", backend("new3"), backend("new4")]
     result = blog("apps:deploy", "blog", *new, "--batch", "2", "--check", "/", "--check-timeout", "1")
-    assert result.code == 12 and "127.0.0.1:1" in result.err, result
+    assert result.code == 15, "12 would say that nothing was changed, and a script would stop the new ones"
+    assert "deployed in part, batch 2 of 3 is not: app blog: endpoint 127.0.0.1:1 failed" in result.err, result
     assert result.out.split() == [str(old[0]), str(old[1])], "those may be stopped"
     serving = [str(one) for one in (new[0], new[1], old[2], old[3], old[4])]
     assert sorted(upstreams(blog)) == sorted(serving)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -77,7 +78,7 @@ def deployed_when_the_request_ends(lively: Chat) -> Result:
     deploy = lively.live.begin("apps:deploy", "blog", lively.new, "--websockets", "close", "--drain", "60", "--format", "json")
     until(lambda: lively.live.get(HOST).body == "new", 30, "the new instance")
     with pytest.raises(AssertionError):
-        until(lambda: deploy.process.poll() is not None, 1.5)
+        until(lambda: deploy.process.poll() is not None, 0.5)
     lively.old.may_go.set()
     return deploy.wait(20)
 
@@ -141,7 +142,7 @@ def test_a_batch_waits_for_its_requests_and_not_for_them(lively: Chat, backend: 
     deploy = lively.live.begin("apps:deploy", "blog", lively.new, third, "--batch", "1", "--websockets", "close", "--drain", "60")
     until(lambda: "new" in {lively.live.get(HOST).body for _ in range(4)}, 30, "the first batch")
     with pytest.raises(AssertionError):
-        until(lambda: str(third) in (lively.live.store.texts("blog") or {})["UPSTREAMS"], 1.5)
+        until(lambda: str(third) in (lively.live.store.texts("blog") or {})["UPSTREAMS"], 0.5)
     lively.old.may_go.set()
     result = deploy.wait(30)
     assert result.code == 0 and result.out == f"{lively.old}\n{other}\n", result
@@ -216,3 +217,15 @@ def test_with_updates_reload_websockets_are_not_known(chat: Chat) -> None:
     chat.live.done("proxy:reload")
     line = chat.live.journal()[-1]
     assert (line["reloads"], line["kept_connections"]) == (1, 2), "those of older workers are not touched again"
+
+
+@pytest.mark.parametrize("updates", ["reload", "live"])
+def test_a_deploy_says_what_it_cost(chat: Chat, backend: Callable[..., Backend], updates: str) -> None:
+    if updates == "live":
+        chat.live.done("proxy:set", "--global", "updates", "live")
+    chat.connect(3)
+    result = chat.live.done("apps:deploy", "blog", backend("new"), "--drain", "0.1")
+    cost = "no reload" if updates == "live" else r"a reload touched 3 connections \(0 idle ones closed, 3 go on\)"
+    assert re.search(rf"^blog: deployed as generation \d+, endpoints, {cost}, \d+\.\d\d s, retired 1$", result.err, re.MULTILINE), result
+    done = chat.live.done("apps:deploy", "blog", backend("newer"), "--format", "json").json
+    assert (done["kind"], done["reloads"], done["kept_connections"]) == ("endpoints", 0 if updates == "live" else 1, 0)

@@ -39,6 +39,21 @@ def test_an_app_is_rendered_again_when_anything_of_it_or_of_the_host_differs(wor
     assert other.render("blog", texts, Facts()).entry.ports == (8181,)
 
 
+def test_what_is_known_of_an_app_without_opening_it_says_where_its_requests_may_go(world: Candidate) -> None:
+    lines = [
+        "10.0.0.4:80 backup",
+        "10.0.0.3:80 weight=2",
+        "api 10.0.0.3:80 drain",
+        "10.0.0.5:80 drain",
+        "10.0.0.6:80 down",
+        "10.0.0.7:80 canary",
+    ]
+    texts = {"DOMAINS": "blog.test\n", "UPSTREAMS": "".join(f"{line}\n" for line in [*lines, "web1.lan:81"])}
+    facts = Facts(resolved={"web1.lan": ("10.0.0.8", "fd00::1")}, unhealthy={"10.0.0.3:80": "HTTP 500"})
+    found = ("10.0.0.3:80", "10.0.0.4:80", "10.0.0.7:80", "10.0.0.8:81", "[fd00::1]:81", "web1.lan:81")
+    assert world.render("blog", texts, facts).entry.addresses == found
+
+
 def test_little_is_remembered(world: Candidate) -> None:
     for number in range(100):
         world.parse(f"app{number}", {})

@@ -36,7 +36,11 @@ class FakeOutcome:
     kind: str
     answer: Mapping[str, Any]
     old_workers: tuple[tuple[int, int], ...] = ((1, 0),)  # pid 1 began at another time: gone
+    serving: int | None = 42
+    reloads: int = 1
     closed_connections: int = 3
+    kept_connections: int = 2
+    websockets: int | None = 0
 
 
 class FakePlugins:
@@ -137,6 +141,9 @@ class FakeRouter:
     def names(self) -> list[str]:
         return self.store.names()
 
+    def unhealthy(self, app: str) -> Mapping[str, str]:
+        return {}
+
 
 @pytest.fixture
 def router(router_root: Path) -> Any:
@@ -205,7 +212,9 @@ def test_new_instances_take_over_and_the_old_ones_are_told(router: Any, listenin
         "kind": "endpoints",
         "retired": ["10.0.0.1:80"],
         "forced": 0,
+        "reloads": 1,
         "closed_connections": 3,
+        "kept_connections": 2,
         "websockets": 0,
         "seconds": 0,
         "still_running": ["10.0.0.1:80"],
@@ -566,6 +575,46 @@ def test_retire_drains_then_removes_and_tells(router: Any) -> None:
     assert upstreams(router) == "10.0.0.2:80\n"
     assert (done.retired, done.still_running, done.generation) == (("10.0.0.1:80",), ("10.0.0.1:80",), 43)
     assert router.plugins.of("endpoints-retired")[0]["endpoints"] == ["10.0.0.1:80"]
+
+
+def test_retire_tells_only_of_those_that_still_drain(router: Any) -> None:
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
+
+    def let_in() -> None:
+        if router.steps:  # the wait is over, and it was not seen to serve again
+            (router.paths.app("blog") / "UPSTREAMS").write_text("10.0.0.1:80\n10.0.0.2:80 drain\n")
+
+    router.before_change = let_in
+    shown: list[Handover] = []
+    with pytest.raises(Conflict, match=r"^10\.0\.0\.1:80 does not drain any more: left on blog$"):
+        engine.retire(router, "blog", ["10.0.0.1:80", "10.0.0.2:80"], Options(), shown.append)
+    assert upstreams(router) == "10.0.0.1:80\n" and [each.still_running for each in shown] == [("10.0.0.2:80",)]
+    assert [each["endpoints"] for each in router.plugins.of("endpoints-retired")] == [["10.0.0.2:80"]]
+
+
+@pytest.mark.usefixtures("never_drained")
+def test_what_another_app_serves_is_neither_told_nor_stopped_nor_waited_for_strictly(
+    router: Any, listening: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = listening()
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
+    a_runner(router, new)
+    monkeypatch.setattr(router.generations, "served_at", lambda places: ["shop"] if "10.0.0.1:80" in places else [])
+    done = scale(router, "web=1", drain=0)
+    assert (done.retired, done.still_running, done.forced) == (("10.0.0.2:80",), (), 2)
+    assert "10.0.0.1:80 still serves shop: left running" in router.said
+    assert "2 connections left after 0 s on 10.0.0.2:80" in router.said
+    told = [event["endpoints"] for name in ("stop", "endpoints-retired") for event in router.plugins.of(name)]
+    assert told == [["10.0.0.2:80"]] * 2
+    an_app(router, "10.0.0.1:80\n", name="news")
+    assert deploy(router, new, app="news", drain=0, strict=True).retired == (), "nobody is to stop it, so that nothing is left"
+
+
+def test_a_retired_line_goes_and_what_another_app_serves_goes_on(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
+    monkeypatch.setattr(router.generations, "served_at", lambda places: ["news", "shop"] if "10.0.0.1:80" in places else [])
+    assert retire(router, "10.0.0.1:80", "10.0.0.2:80").still_running == ("10.0.0.2:80",)
+    assert upstreams(router) == "" and router.said == ["10.0.0.1:80 still serves news and shop: left running"]
 
 
 def test_retiring_what_is_not_there_is_quiet(router: Any) -> None:

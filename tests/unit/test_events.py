@@ -204,6 +204,71 @@ def test_drain_sets_the_flag_and_keeps_the_line(world: World) -> None:
     assert "did you mean 10.0.0.3:8" in refused.value.message
 
 
+def test_of_those_that_are_drained_to_be_removed_one_that_was_let_in_again_stays(world: World) -> None:
+    world.apps["blog"] = {"UPSTREAMS": "10.0.0.3:80 drain\n10.0.0.4:80\napi 10.0.0.4:80 drain\n10.0.0.5:80 drain\n"}
+    endpoints = ["10.0.0.3:80", "10.0.0.4:80", "10.0.0.6:80"]
+    edit = world.apply("upstreams", "blog", verb="remove", endpoints=endpoints, only_draining=True)
+    assert world.apps["blog"]["UPSTREAMS"] == "10.0.0.4:80\n10.0.0.5:80 drain\n"
+    assert edit.answer["left"] == ["10.0.0.4:80"] and edit.notes == ("10.0.0.6:80 is not on blog",)
+    assert world.apply("upstreams", "blog", verb="remove", endpoints=["10.0.0.4:80"]).answer["left"] == []
+
+
+@pytest.mark.parametrize("verb", ["add", "set"])
+def test_no_flag_makes_a_canary_an_instance_like_any_other(world: World, verb: str) -> None:
+    for flags in ("weight=5", "down", "backup"):
+        world.apps["blog"] = {"UPSTREAMS": "10.0.0.3:80 canary drain\napi 10.0.0.3:80\n"}
+        world.apply("upstreams", "blog", verb=verb, endpoints=[f"10.0.0.3:80 {flags}"])
+        assert world.apps["blog"]["UPSTREAMS"] == f"10.0.0.3:80 {flags} canary\napi 10.0.0.3:80\n"
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "out", "is_refused"),
+    [
+        ("10.0.0.3:80\n", [], False),
+        ("10.0.0.3:80 backup\n", [], False),
+        ("10.0.0.3:80 drain\n", [], True),
+        ("10.0.0.3:80 down\n", [], True),
+        ("", [], True),
+        ("10.0.0.3:80\napi 10.0.0.4:80\n", ["10.0.0.3:80"], True),
+        ("10.0.0.3:80\n", ["10.0.0.3:80", "10.0.0.9:80"], False),  # all fail, and all get requests
+    ],
+)
+def test_an_abort_takes_no_process_its_last_instance(
+    world: World, monkeypatch: pytest.MonkeyPatch, upstreams: str, out: list[str], is_refused: bool
+) -> None:
+    monkeypatch.setattr(world, "parse", lambda app, texts: parse_app(app, texts, ("traffic",)))
+    monkeypatch.setattr(world, "unhealthy", lambda app: dict.fromkeys(out, "HTTP 500"))
+    text = f"{upstreams}10.0.0.9:80 canary\n"
+    world.apps["blog"] = {"UPSTREAMS": text, "app.toml": '[traffic]\ncanary = "10%"\n'}
+    others = [each.split()[0] for each in upstreams.splitlines() if not each.startswith("api")]
+    for verb in ("promote", "abort"):
+        stays = others if verb == "abort" else ["10.0.0.9:80"]
+        args = {"processes": {"web": stays}, "expected": {"web": endpoint_lines(text, "web")}, "existed": True, "canary": {"verb": verb}}
+        if verb == "promote" or not is_refused:
+            assert reduce(Event("deploy", "blog", args), world).apps
+        else:
+            with pytest.raises(Conflict, match=r"without its canary no web instance would get requests: 10\.0\.0\.9:80") as refused:
+                reduce(Event("deploy", "blog", args), world)
+            assert refused.value.hint == "router apps:deploy blog --promote"
+
+
+def test_an_import_without_endpoints_brings_no_share_and_keeps_ours(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "parse", lambda app, texts: parse_app(app, texts, ("traffic",)))
+    theirs = '[traffic]\nmax-errors = "1%"\ncanary = "10%"\nsince = "2026-11-24T20:12:00Z"\naborted = "slow"\n'
+    archive = {"UPSTREAMS": "10.0.0.9:80 canary\n", "app.toml": theirs}
+
+    def imported(app: str, endpoints: bool = False) -> Any:
+        return reduce(Event("import", app, {"texts": archive, "endpoints": endpoints}), world).apps[app]
+
+    assert imported("news") == {"DOMAINS": "", "UPSTREAMS": "", "app.toml": '[traffic]\nmax-errors = "1%"\n'}
+    assert imported("news", endpoints=True) == {"DOMAINS": "", **archive}
+    world.apps["blog"] = {"UPSTREAMS": "10.0.0.3:80\n10.0.0.4:80 canary\n", "app.toml": '[traffic]\ncanary = "30%"\n'}
+    assert imported("blog")["app.toml"] == '[traffic]\nmax-errors = "1%"\ncanary = "30%"\n'
+    assert imported("blog")["UPSTREAMS"] == world.apps["blog"]["UPSTREAMS"]
+    world.apps["blog"]["UPSTREAMS"] = "nonsense\n"
+    assert imported("blog")["app.toml"] == '[traffic]\nmax-errors = "1%"\n', "what cannot be read keeps no archive out"
+
+
 def test_the_share_goes_with_the_last_canary(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "parse", lambda app, texts: parse_app(app, texts, ("traffic",)))
     toml = '[traffic]\nmax-errors = "1%"\ncanary = "10%"\nsince = "2026-11-24T20:12:00.000Z"\n'

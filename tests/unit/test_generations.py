@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,35 @@ def test_a_generation_is_read_as_it_was_made(generations: Generations) -> None:
     texts, facts = generations.app_state(index.apps["blog"])
     assert (texts, facts) == ({"DOMAINS": "a"}, Facts())
     assert (generations.directory(1) / "router.conf").read_bytes() == b"# caf\xe9"
+
+
+def with_addresses(generations: Generations, addresses: Mapping[str, Any]) -> None:
+    """A current generation; None: an entry of an earlier version."""
+    made = make(generations, 1, dict.fromkeys(addresses, "a")).as_json()
+    for name, each in made["apps"].items():
+        if addresses[name] is None:
+            del each["addresses"]
+            texts = {"UPSTREAMS": "web1.lan:80\n10.0.0.9:80 drain\n10.0.0.8:80 down\n"}
+            each["state"] = generations.put(json.dumps({"texts": texts, "facts": {"resolved": {"web1.lan": ["10.0.0.7"]}}}).encode())
+        else:
+            each["addresses"] = addresses[name]
+    (generations.directory(1) / "state.json").write_text(json.dumps(made))
+
+
+def test_whose_requests_go_to_an_address(generations: Generations) -> None:
+    assert generations.served_at(["10.0.0.3:80"]) == [], "before the first"
+    with_addresses(generations, {"blog": ["10.0.0.3:80", "10.0.0.4:8000"], "shop": ["10.0.0.3:80"], "news": []})
+    assert generations.served_at(["10.0.0.4:80", "0.0.0.4:8000"]) == []
+    assert generations.served_at(["10.0.0.5:80", "10.0.0.3:80"]) == ["blog", "shop"]
+    assert generations.served_at(["10.0.0.4:8000"]) == ["blog"] and generations.served_at(["10.0.0.5:80"]) == []
+
+
+def test_an_entry_of_an_earlier_version_says_it_by_its_state(generations: Generations) -> None:
+    with_addresses(generations, {"blog": None, "shop": ["10.0.0.3:80"]})
+    assert [generations.served_at([f"10.0.0.{n}:80"]) for n in (9, 8, 7, 3)] == [[], [], ["blog"], ["shop"]]
+    assert generations.served_at(["web1.lan:80"]) == ["blog"]
+    generations.object_path(generations.index(1).apps["blog"].state).unlink()
+    assert generations.served_at(["web1.lan:80", "10.0.0.3:80"]) == ["shop"], "one that is lost is in nobody's way"
 
 
 def test_an_object_is_written_once_and_for_reading_only(generations: Generations) -> None:

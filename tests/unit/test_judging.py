@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nginx_router.accesslog import Line
-from nginx_router.judging import Aborted, Count, Judging, outcomes, verdict
+from nginx_router.judging import Aborted, Count, Judging, _Trial, outcomes, verdict
 
 CANARY, OLD = "10.0.0.9:80", "10.0.0.3:80"
+NONE = Count()
 
 
 @pytest.mark.parametrize(
@@ -39,12 +42,49 @@ def test_who_failed(status: int, tried: list[str], expected: list[tuple[bool, bo
         ((100, 5), (900, 0), 5.0, False),  # as many as may be
         ((100, 6), (900, 0), 5.0, True),
         ((100, 50), (900, 450), 5.0, False),  # it is not the canary
-        ((100, 50), (0, 0), 5.0, True),
+        ((100, 50), (0, 0), 5.0, True),  # what is allowed decides alone
+        ((100, 50), (1, 0), 5.0, True),
         ((100, 100), (0, 0), 100.0, False),
     ],
 )
 def test_how_many_are_too_many(canary: tuple[int, int], others: tuple[int, int], most: float, is_aborted: bool) -> None:
     assert (verdict(Count(*canary), Count(*others), most) is not None) == is_aborted
+
+
+def a_trial(alone: Sequence[str] = ()) -> _Trial:
+    return _Trial("state", frozenset({CANARY}), frozenset({OLD}), 5.0, [], alone=alone)
+
+
+def counted(trial: _Trial, now: float, canary: Count, others: Count = NONE) -> _Trial:
+    answers = [(CANARY, n < canary.errors) for n in range(canary.answers)] + [(OLD, n < others.errors) for n in range(others.answers)]
+    lines = [
+        f'{{"status": {500 if failed else 200}, "request_time": 0.1, "upstream_addr": "{address}", "upstream_response_time": "0.1"}}'
+        for address, failed in answers
+    ]
+    trial.logs = [SimpleNamespace(lines=lambda: lines)]  # type: ignore[list-item]  # as a log, but without a file
+    trial.read(now)
+    trial.logs = []
+    return trial
+
+
+def test_what_the_others_answered_last_is_what_one_at_100_percent_is_compared_with() -> None:
+    trial = counted(a_trial(), 1000, Count(30, 0), Count(300, 3))
+    assert counted(trial, 1200, Count(30, 30)).reason() is not None, "long after that"
+    assert (counted(a_trial(), 1200, Count(30, 30)).reason() or "").endswith("within 60 s, and none was asked of the others")
+    failing = counted(a_trial(), 1000, Count(30, 0), Count(100, 100))
+    assert counted(failing, 1010, Count(0), Count(100, 0)).seconds_of_others and counted(failing, 1200, Count(30, 15)).reason() is None
+    assert counted(counted(failing, 1300, Count(0), Count(1, 0)), 1301, Count(30, 15)).reason() is not None, "they are well since"
+
+
+def test_why_one_that_fails_is_left_is_said_once() -> None:
+    said = "blog: its canary is not aborted, without it no web instance would get requests (router apps:deploy blog --promote): "
+    talk: list[str] = []
+    router: Any = SimpleNamespace(index=lambda: None)
+    judging = Judging(router, lambda _: None, tell=talk.append, say=talk.append)
+    judging._trials["blog"] = counted(a_trial(["web"]), time.monotonic(), Count(40, 30))
+    for _ in range(3):
+        judging.judge()
+    assert len(talk) == 1 and talk[0].startswith(said) and "75.0% of 40 answers of the canary were errors within 60 s" in talk[0]
 
 
 def test_the_reason_has_the_numbers() -> None:

@@ -89,6 +89,11 @@ def test_the_values_of_a_change_and_of_its_common_options() -> None:
     )
 
 
+def test_a_number_below_zero_is_a_value_and_no_option() -> None:
+    plain = Command("apps:exists", "apps", "", "look.py:exists")
+    assert parse(plain, rest, ["blog", "-1%"]) == Call(rest=("blog", "-1%"))
+
+
 def test_parameters_without_a_declaration_are_arguments() -> None:
     plain = Command("apps:exists", "apps", "", "look.py:exists")
     assert parse(plain, exists, ["blog"]).values == {"app": "blog"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 
+from nginx_router.controller import Outcome
+from nginx_router.events import Event
 from nginx_router.handover import Options, Swap
 from nginx_router.rolling import plan
 
@@ -35,8 +37,9 @@ def test_whatever_comes_and_goes() -> None:
 
 
 def test_swaps_behind_each_other_add_up() -> None:
-    one, two = Swap(7, "endpoints", ("a",), 1, 2, 3), Swap(8, "nothing", ("b",), 10, 20, 30)
-    assert one.and_then(two) == Swap(8, "endpoints", ("a", "b"), 11, 22, 33)
+    first, second = Outcome(Event("deploy", "blog"), "blog"), Outcome(Event("deploy", "blog"), "blog", 8)
+    one, two = Swap(7, "endpoints", ("a",), 2, 3, (first,)), Swap(8, "nothing", ("b",), 20, 30, (second,))
+    assert one.and_then(two) == Swap(8, "endpoints", ("a", "b"), 22, 33, (first, second))
 
 
 def test_options_as_a_command_says_them() -> None:
