@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any, BinaryIO
 
 #: How much of a log is read at a time, and at most in one look: a log that grows faster is skipped ahead.
 _CHUNK, _MOST = 1 << 20, 1 << 26
+
+#: How long workers may take to reopen a log after its rotation (seconds): each does when it comes to it.
+_REOPENED = 5.0
 
 _DIRECTIVE = re.compile(r'^\s*access_log\s+(?:"(/[^"]+)"|(/[^"\s;]+))(?:\s+[^;]*)?;', re.M)
 
@@ -54,6 +58,7 @@ class Log:
         found = _stat(path)
         self._now = _File(path, found.st_ino if found else 0, 0 if whole or not found else found.st_size)
         self._before: _File | None = None  # the file before a rotation: workers write to it until they reopen
+        self._until = 0.0  # when they have (monotonic)
         self._quiet = 0
 
     @property
@@ -65,8 +70,9 @@ class Log:
         """The lines that were written since the last call."""
         if self._before is not None:
             yield from self._before.read()
-            self._before.close()
-            self._before = None
+            if time.monotonic() >= self._until:
+                self._before.close()
+                self._before = None
         found = _stat(self.path)
         if found is None or found.st_ino != self._now.inode:
             # moved away: what it gained before comes first, be there a new one already or not
@@ -74,7 +80,10 @@ class Log:
                 yield from self._now.read()
             if found is None:
                 return
+            if self._before is not None:
+                self._before.close()
             self._before, self._now = self._now, _File(self.path, found.st_ino, 0)
+            self._until = time.monotonic() + _REOPENED
         yield from self._grown(found.st_size)
 
     def close(self) -> None:

@@ -147,18 +147,22 @@ def _keep_asking(
 ) -> None:
     began = time.monotonic()
     pause = _FIRST_PAUSE
+    # an instance that is still starting may take a first connection and never answer it: there is a second try
+    usual = check.each or max(check.timeout / 3, 0.05)
+    problem = ""
     while True:
         is_final = False
+        patience = min(max(deadline - time.monotonic(), 0.05), usual)
         try:
-            # an instance that is still starting may take a first connection and never answer it: there is a second try
-            answer = _ask(address, places, check, min(max(deadline - time.monotonic(), 0.05), check.each or max(check.timeout / 3, 0.05)))
+            answer = _ask(address, places, check, patience)
             tell(_Word(address, True, f"{answer} after {time.monotonic() - began:.1f} s", passed=True))
             return
         except socket.gaierror as why:
             is_final = why.errno in _NO_SUCH_NAME
             problem = f"the host name does not resolve ({why.strerror})"
         except TimeoutError:
-            problem = "no answer"
+            if patience == usual or not problem:  # else the deadline left no time to answer in, and says less than the answer before
+                problem = "no answer"
         except OSError as why:
             problem = why.strerror or str(why)
         except _NotGood as why:

@@ -148,6 +148,14 @@ def test_an_instance_that_accepts_and_is_silent_fails_at_the_deadline_and_holds_
     assert message.startswith(f"app blog: endpoint {silent} failed its check (GET /): no answer, since ")
 
 
+def test_the_last_question_that_has_no_time_left_says_less_than_the_answer_before_it(serve: Serve) -> None:
+    _, address = serve(http(503, "starting"), None, None, None)
+    # of a second: a third of it for each question, so that the last one is cut short
+    assert "HTTP 503: 'starting'" not in failure(address, check=Check("/", timeout=1.2)), "a whole question came to nothing since"
+    _, address = serve(*[http(503, "starting")] * 5, None)
+    assert "HTTP 503: 'starting'" in failure(address, check=Check("/", timeout=0.9))
+
+
 def test_a_first_connection_that_is_never_answered_does_not_fail_the_instance(serve: Serve) -> None:
     _, address = serve(None, OK)
     checks.run("blog", [address], Check("/", timeout=1.5), lambda line: None)

@@ -128,6 +128,23 @@ def test_a_quiet_log_holds_no_file_open_and_what_it_gained_before_a_rotation_is_
     log.close()
 
 
+def test_a_worker_that_reopens_late_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, moved = tmp_path / "a.log", tmp_path / "a.log.1"
+    file.write_text("")
+    log = Log(file)
+    with file.open("a") as late:
+        file.rename(moved)
+        file.write_text("new\n")
+        for number in range(3):
+            late.write(f"late {number}\n")
+            late.flush()
+            assert f"late {number}" in list(log.lines())
+        monkeypatch.setattr(log, "_until", time.monotonic())
+        assert list(log.lines()) == []
+        assert log._before is None, "not for ever"
+    log.close()
+
+
 def test_a_hundred_thousand_lines_are_read_in_seconds(tmp_path: Path) -> None:
     file = tmp_path / "a.log"
     file.write_text(f"{main('127.0.0.1:1 0.011')}\n" * 100_000)
