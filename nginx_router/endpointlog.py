@@ -9,7 +9,7 @@
     done VERSION                   its files are written and its askers were told
 
 A change counts from its `end` on.  Its files are written behind that: without the line `done`, whoever has the host lock next
-writes them.  nginx reads the same file as it starts (`templates/live.lua`), and makes nothing of lines that it does not know.
+writes them.  nginx reads the same file as it starts (`templates/live/taking.lua`), and makes nothing of lines that it does not know.
 The next generation has all of it in its own files, and begins with an empty log.
 """
 

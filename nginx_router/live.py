@@ -1,4 +1,4 @@
-"""The routes that a running nginx has, over the admin socket of `templates/live.lua`: asked, changed, and counted.
+"""The routes that a running nginx has, over the admin socket of `templates/live/`: asked, changed, and counted.
 
 What is written is believed by its answer alone: the version that nginx has then.  Where an answer was lost, or another
 version was there than the one that the difference was made for, all routes are sent.

@@ -33,6 +33,8 @@ _SECOND_NAME = f"{'x' * 63}.{'y' * 6}.invalid"
 #: How long a connection whose request has just ended outlives the reload: a client's next request may be on its way.  More
 #: would keep old workers, and the drain of a deploy, waiting for clients that say nothing.
 _KEEPALIVE_MIN, _SINCE_KEEPALIVE_MIN = "1s", (1, 27, 4)
+#: The files of the Lua program, in the order in which each knows what those before it name.
+_LIVE = ("counters", "routes", "choosing", "balancing", "taking", "admin")
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+,=~-]+")
 
 
@@ -288,8 +290,8 @@ class Renderer:
         )
 
     def live_program(self) -> str:
-        """What chooses endpoints in nginx's workers, in Lua."""
-        return (shipped("templates") / "live.lua").read_text()
+        """What chooses endpoints in nginx's workers, in Lua: one program of several files, so that all of it is compiled together."""
+        return "\n\n".join((shipped("templates") / f"live/{part}.lua").read_text() for part in _LIVE)
 
     def _live(self, pools: Collection[tuple[str, ...]], admin_socket: str | None) -> dict[str, Any]:
         apps = Counter(filter(None, pools))

@@ -1,4 +1,4 @@
-"""Where requests go, in the words of `templates/live.lua`: what endpoint changes alter without a reload (`updates live`).
+"""Where requests go, in the words of `templates/live/routes.lua`: what endpoint changes alter without a reload (`updates live`).
 
     route NAME<TAB>METHOD MAX_FAILS FAIL_TIMEOUT HOST|PORT|WEIGHT|KIND ...     one process of one app
                                                  canary=SHARE behind these: of 10,000 clients so many get the canaries

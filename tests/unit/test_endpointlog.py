@@ -82,7 +82,7 @@ def test_what_is_appended_can_be_cut_off_again(tmp_path: Path) -> None:
 
 
 def nginx_reads(data: bytes) -> str:
-    """The version that `templates/live.lua` makes of a log: it counts a change from the end of the one before."""
+    """The version that `templates/live/taking.lua` makes of a log: it counts a change from the end of the one before."""
     version, start = "1-0", len(WHOLE)
     for found in re.finditer(rb"^end (\S+) (\d+)\n", data, re.MULTILINE):
         if zlib.crc32(data[start : found.start(2)]) != int(found[2]):
