@@ -20,15 +20,16 @@ from .events import Edit, Event, reduce
 from .generations import Generations, Index
 from .model import APP_TOML, UPSTREAMS, App, Entry, Facts, Globals, HostFacts, Tables, Texts, parse_app, parse_globals
 from .owners import Confined
+from .recent import Recent
 from .render import Renderer
 from .rendering import Rendered, render
 from .store import Step, Store, Write
 
 #: What this process parsed and rendered of late, by app: what an asker finds before it waits for the host lock it need not
 #: find again under it, where everybody waits.
-_parsed: dict[str, list[tuple[Texts, Tables, App]]] = {}
-_rendered: dict[str, list[tuple[tuple[Any, ...], Rendered]]] = {}
-_MOST_APPS, _MOST_OF_ONE = 16, 3
+_parsed: Recent[str, list[tuple[Texts, Tables, App]]] = Recent(16)
+_rendered: Recent[str, list[tuple[tuple[Any, ...], Rendered]]] = Recent(16)
+_MOST_OF_ONE = 3
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ class Candidate:
 
     def parse(self, app: str, texts: Texts) -> App:
         """The app these texts describe."""
-        for known_texts, known_tables, known in _parsed.get(app, ()):
+        for known_texts, known_tables, known in _parsed.get(app) or ():
             if known_tables is self._tables and known_texts == texts:
                 return known
         found = parse_app(app, texts, self._tables)
-        _keep(_parsed, app, (dict(texts), self._tables, found))  # a copy: who asks goes on to change them
+        # a copy of the texts: who asks goes on to change them
+        _parsed.put(app, [(dict(texts), self._tables, found), *(_parsed.get(app) or ())[: _MOST_OF_ONE - 1]])
         return found
 
     def names(self) -> list[str]:
@@ -477,11 +479,11 @@ class Candidate:
             unhealthy=health.still_out(facts, app, self._tables, self.settings.plugins),
         )
         made_of = (self.store.paths, self.settings, self.facts)
-        for known_of, known in _rendered.get(name, ()):
+        for known_of, known in _rendered.get(name) or ():
             if known.app is app and known.facts == facts and known_of == made_of:
                 return known
         rendered = render(self._renderer, self.store.paths.objects, app, texts, facts)
-        _keep(_rendered, name, (made_of, rendered))
+        _rendered.put(name, [(made_of, rendered), *(_rendered.get(name) or ())[: _MOST_OF_ONE - 1]])
         return rendered
 
     def _set_globals(self, config: str, domains: str) -> str:
@@ -562,12 +564,6 @@ class Candidate:
     def _restore(self, saved: tuple[Any, ...]) -> None:
         self._texts, self._moves, self._rendered, self._owners = saved[:4]
         self.config, self.global_domains, self.settings, self.facts, self._renderer, self.problem = saved[4:]
-
-
-def _keep(known: dict[str, list[Any]], app: str, found: Any) -> None:
-    known[app] = [found, *known.pop(app, [])[: _MOST_OF_ONE - 1]]
-    for old in list(known)[:-_MOST_APPS]:
-        del known[old]
 
 
 def _without_lost(base: Index, generations: Generations) -> Index:

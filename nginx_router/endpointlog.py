@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import inherit_owner
+from .recent import Recent
 
 NAME = "endpoints.log"
 
@@ -54,8 +55,7 @@ class Log:
 
 
 #: Logs that this process has read, by place: a command looks at its log half a dozen times, and finds what it knows in front.
-_read: dict[Path, tuple[bytes, Log]] = {}
-_MOST_READ = 4
+_read: Recent[Path, tuple[bytes, Log]] = Recent(4)
 
 
 def begun(version: str) -> str:
@@ -85,13 +85,11 @@ def read(path: Path, version: str) -> Log:
     head = begun(version).encode()
     if not data.startswith(head):
         return Log(0, version, is_whole=False)
-    front, log = _read.get(path, (b"", None))
+    front, log = _read.get(path) or (b"", None)
     if log is None or not front.startswith(head) or not data.startswith(front):
         log = Log(len(head), version)
     log = _go_on(log, data)
-    _read[path] = data[: log.size], log
-    for old in list(_read)[:-_MOST_READ]:
-        _read.pop(old, None)
+    _read.put(path, (data[: log.size], log))
     # what lies behind the last whole change is one that a crash cut; with an end of its own, one that the disk garbled
     return log if not _END.search(data[log.size :]) else replace(log, is_whole=False)
 

@@ -28,6 +28,7 @@ from .entries import Entries, values_of
 from .errors import NotFound, StateCorrupt
 from .files import inherit_owner, replace_link, sync_directory, write_atomic
 from .model import UPSTREAMS, Entry, Facts, HostFacts, Texts, asked, parse_app
+from .recent import Recent
 from .settings import Paths
 from .times import stamp
 
@@ -39,8 +40,7 @@ SCHEMA = 1
 _Identity = tuple[int, int, int] | None
 #: Generations that this process has read, by directory: a command looks at the current one half a dozen times, and reading
 #: 5,000 apps takes 30 ms.
-_read: dict[Path, tuple[_Identity, Index]] = {}
-_MOST_READ = 4
+_read: Recent[Path, tuple[_Identity, Index]] = Recent(4)
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,7 @@ class Generations:
         if key is None or made is None or made[0] != key:
             made = key, self._read_state(number)
             if key is not None and key == _identity(directory / "state.json"):
-                _read[directory] = made
-                for old in list(_read)[:-_MOST_READ]:
-                    _read.pop(old, None)
+                _read.put(directory, made)
         return made[1]
 
     def _read_state(self, number: int) -> Index:
