@@ -76,13 +76,14 @@ class Log:
         found = _stat(self.path)
         if found is None or found.st_ino != self._now.inode:
             # moved away: what it gained before comes first, be there a new one already or not
-            if self._now.is_open or self._now.find_moved():
-                yield from self._now.read()
+            moved = self._now if self._now.is_open or self._now.find_moved() else None
+            if moved is not None:
+                yield from moved.read()
             if found is None:
                 return
             if self._before is not None:
                 self._before.close()
-            self._before, self._now = self._now, _File(self.path, found.st_ino, 0)
+            self._before, self._now = moved, _File(self.path, found.st_ino, 0)
             self._until = time.monotonic() + _REOPENED
         yield from self._grown(found.st_size)
 

@@ -136,6 +136,8 @@ class Asking:
 
         candidate, router = self._candidate, self.router
         plane = router.plane()
+        if candidate.problem is not None:
+            raise candidate.problem
         try:
             validate(candidate, plane, candidate.changes_vhosts)
         finally:

@@ -120,9 +120,9 @@ def refuse_under_way(app: App) -> None:
 
 
 def alone(app: App, facts: Facts) -> list[str]:
-    """The processes with canaries where nobody would get requests without these."""
-    processes = dict.fromkeys(e.process for e in of_app(app))
-    return [p for p in processes if all(e.down or e.canary for e in health.serving(app, p, facts))]
+    """The processes whose canaries are the only ones that get requests."""
+    found = {e.process: health.serving(app, e.process, facts) for e in of_app(app)}
+    return [process for process, each in found.items() if (up := [e for e in each if not e.down]) and all(e.canary for e in up)]
 
 
 def refuse_alone(app: App, facts: Facts) -> None:

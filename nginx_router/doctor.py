@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from . import doctor_host, doctor_nginx, doctor_objects, doctor_root
 from .controller import Router
 from .errors import RouterError, StateCorrupt
-from .executables import Failure
+from .failures import Failure
 from .findings import Check, Finding, Look, Result, State
 
 #: Every check, in the order in which it is made and shown: what others need comes first.

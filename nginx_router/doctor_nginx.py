@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import listening, live, proxy
 from .doctor_objects import rewrite
-from .errors import StateCorrupt
+from .errors import RouterError, StateCorrupt
 from .findings import Finding, Look, ok, problem, skipped, some, warning
 from .orphans import counted
 from .processes import open_files
@@ -292,9 +292,16 @@ def _start_of(look: Look) -> tuple[str, Callable[[], str] | None]:
 def _ways_out(look: Look) -> str:
     """What to type where nginx would not start because of its Lua module; nothing where it is not that."""
     modules = look.index.facts.modules if look.index else ()
-    if not modules or not live.ways_out(modules, " ".join(look.plane.test(look.plane.conf).messages)):
+    if not modules or not (live.lost(modules) or live.ways_out(modules, _words(look))):
         return ""
     return f"{live.WAYS}; then: {look.plane.start_line()}" if look.is_to_be_started else live.WAYS
+
+
+def _words(look: Look) -> str:
+    """What nginx says of what is current; nothing where there is no nginx to ask."""
+    with contextlib.suppress(RouterError):
+        return " ".join(look.plane.test(look.plane.conf).messages)
+    return ""
 
 
 def _start(look: Look) -> str:

@@ -14,7 +14,7 @@ from .model import Entry
 _FIELDS = frozenset(field.name for field in fields(Entry))
 _NEEDED = frozenset({"state", "vhost", "generation"})
 _SELDOM = ("inline", "canary", "aborted")
-_LISTS = ("domains", "ports", "objects", "variables", "pool", "addresses")
+_LISTS = ("domains", "ports", "objects", "variables", "pool")
 
 
 class Entries(Mapping[str, Entry]):
@@ -41,7 +41,9 @@ class Entries(Mapping[str, Entry]):
         if name not in self._made:
             each = self._values[name]
             # what an earlier version wrote lacks some
-            lists = {key: tuple(each.get(key, ())) for key in _LISTS}
+            lists: dict[str, Any] = {key: tuple(each.get(key, ())) for key in _LISTS}
+            if "addresses" in each:
+                lists["addresses"] = tuple(each["addresses"])
             self._made[name] = Entry(**{**each, **lists, "routes": tuple((process, line) for process, line in each.get("routes", ()))})
         return self._made[name]
 
@@ -98,8 +100,11 @@ def _domains(values: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
 
 
 def plain(entry: Entry) -> dict[str, Any]:
-    """An entry as plain values."""
-    return {key: value for key, value in vars(entry).items() if key not in _SELDOM or value}
+    """An entry as plain values; what nobody knows is left out, which is not the same as none."""
+    found = {key: value for key, value in vars(entry).items() if key not in _SELDOM or value}
+    if entry.addresses is None:
+        del found["addresses"]
+    return found
 
 
 def values_of(apps: Mapping[str, Entry]) -> Mapping[str, Mapping[str, Any]]:

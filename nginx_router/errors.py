@@ -43,6 +43,10 @@ class UsageProblem(RouterError):
     meaning = "called wrongly, or a name or value breaks a rule: the rule is said"
 
 
+class HostProblem(UsageProblem):
+    """Something that the host lacks keeps every change from being made: no app's doing, and in nobody's files."""
+
+
 class NotFound(RouterError):
     """There is no such app, domain, plugin, hook or generation."""
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .failures import Failure as Failure
+from .failures import Failure
 from .files import LARGEST
 
 #: Seconds between TERM and KILL.

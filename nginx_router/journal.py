@@ -31,6 +31,9 @@ _NEAR, _FAR = 1 << 14, 1 << 23
 #: How many of the last lines are looked through for those of askers that had their answer: so many may have shared a reload.
 _MOST_ASKERS = 10_000
 
+#: What the line of a start that nobody typed begins with.
+_START = "proxy:start (by "
+
 #: What a line says of the clients of nginx where whoever would have counted them was killed, or none was left to ask.
 _UNSEEN = {"closed_connections": 0, "kept_connections": 0, "websockets": None, "served_seconds": None}
 
@@ -76,6 +79,7 @@ def of_killed(journal: Path, told: Mapping[str, Any], generation: Path, queue: Q
     since = [line for line in last(journal, _MOST_ASKERS) if line.get("time", "") >= told["time"]]
     written = Counter((line.get("command"), line.get("generation")) for line in since)
     for ident, answers in told.get("submissions", {}).items():
+        counted, reloads = reloads, 0
         if queue.is_waited_for(ident):
             continue
         command = next((a["command"] for a in answers.values() if a.get("command")), "") or queue.command(ident) or told["command"]
@@ -94,10 +98,9 @@ def of_killed(journal: Path, told: Mapping[str, Any], generation: Path, queue: Q
             "result": "done",
             "exit": 0,
             "seconds": 0.0,
-            "reloads": reloads,
+            "reloads": counted,
             **_UNSEEN,
         }
-        reloads = 0
 
 
 def of_start(within: str, user: str, uid: int, generation: int, seconds: float) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def of_start(within: str, user: str, uid: int, generation: int, seconds: float) 
         "time": stamp(),
         "user": user,
         "uid": uid,
-        "command": f"proxy:start (by {within})",
+        "command": f"{_START}{within})",
         "apps": [],
         "kind": "nothing",
         "generation": generation,
@@ -116,6 +119,11 @@ def of_start(within: str, user: str, uid: int, generation: int, seconds: float) 
         "reloads": 0,
         **_UNSEEN,
     }
+
+
+def has_start(journal: Path, generation: int) -> bool:
+    """Whether the newest lines tell of an nginx that was started with this generation."""
+    return any(line.get("generation") == generation and line.get("command", "").startswith(_START) for line in last(journal, _MOST_ASKERS))
 
 
 def last(journal: Path, count: int) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import faults
 from .candidate import Applied
-from .errors import Busy, NginxRejected, NotPermitted, ProxyDown, ReloadFailed, RouterError, StateCorrupt
+from .errors import Busy, HostProblem, NginxRejected, NotPermitted, ProxyDown, ReloadFailed, RouterError, StateCorrupt
 from .events import Event
 from .fitting import Batch, Unit, explain, suspects
 from .model import Tables
@@ -229,14 +229,14 @@ def _is_of_the_host(why: Exception) -> bool:
         return why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     if isinstance(why, ReloadFailed):
         return not why.is_of_the_configuration
-    return isinstance(why, ProxyDown | StateCorrupt)
+    return isinstance(why, HostProblem | ProxyDown | StateCorrupt)
 
 
 def _is_of_the_app(why: Exception) -> bool:
     """Whether a failure is the app's own doing, so that its directory is stale; a full disk or a dead nginx is not."""
     if isinstance(why, ReloadFailed):
         return why.is_of_the_configuration
-    return isinstance(why, RouterError) and not isinstance(why, ProxyDown | StateCorrupt | Busy | NotPermitted)
+    return isinstance(why, RouterError) and not isinstance(why, HostProblem | ProxyDown | StateCorrupt | Busy | NotPermitted)
 
 
 def _error(why: Exception, event: Event, log: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from . import hostconf
-from .errors import ReloadFailed, UsageProblem
+from .errors import HostProblem, ReloadFailed, UsageProblem
 from .routes import Routes, lines
 from .settings import LONGEST_SOCKET
 
@@ -46,10 +46,7 @@ def modules(nginx: Nginx, known: Sequence[str]) -> tuple[str, ...]:
     directory = Path(hostconf.built_in(nginx.binary).get("modules-path", ""))
     files = [directory / f"{name}_module.so" for name in ("ndk_http", "ngx_http_lua")]
     if missing := [file for file in files if not file.is_file()]:
-        raise UsageProblem(
-            f"updates live needs nginx's Lua module, and there is no {missing[0]}",
-            hint=WAYS,
-        )
+        raise HostProblem(f"updates live needs nginx's Lua module, and there is no {missing[0]}", hint=WAYS)
     return tuple(map(str, files))
 
 

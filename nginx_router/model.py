@@ -197,7 +197,7 @@ class Entry:
     canary: str = ""  # the share of its clients that its canaries get, while it has some
     aborted: str = ""  # why the last of these were aborted
     pool: tuple[str, ...] = ()  # how connections to its endpoints are kept, where it shares them: how many, how long, for how many requests
-    addresses: tuple[str, ...] = ()  # where its requests may go (`asked`)
+    addresses: tuple[str, ...] | None = None  # where its requests may go (`asked`); None: an earlier version made this entry
     inline: str = ""  # the text of `state` where that is no object: a change of endpoints that made no generation
 
 

@@ -291,7 +291,7 @@ class Renderer:
 
     def live_program(self) -> str:
         """What chooses endpoints in nginx's workers, in Lua: one program of several files, so that all of it is compiled together."""
-        return "\n\n".join((shipped("templates") / f"live/{part}.lua").read_text() for part in _LIVE)
+        return _live_program()
 
     def _live(self, pools: Collection[tuple[str, ...]], admin_socket: str | None) -> dict[str, Any]:
         apps = Counter(filter(None, pools))
@@ -336,6 +336,12 @@ class Renderer:
             words = f"no plugin brings a template '{why.missing}' (hook template-dirs)" if why.missing else why.words
             hint = f"there are: {' '.join(sorted(values))}" if why.is_undefined else ""
             raise TemplateError(f"app {app.name}: {source}:{why.line}: {words}", hint=hint, app=app.name) from None
+
+
+@cache
+def _live_program() -> str:
+    # once a process: a change asks for it three times
+    return "\n\n".join((shipped("templates") / f"live/{part}.lua").read_text() for part in _LIVE)
 
 
 @cache

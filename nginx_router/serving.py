@@ -145,19 +145,32 @@ class Serving:
             plane.start(base.facts, base.probe)
             self.send_routes(base)
         except ProxyDown as why:
-            if candidate.settings != plane.settings:
+            if candidate.settings != plane.settings and not candidate.settings.is_host_mode:
                 self._is_start_due = True
                 return ("nginx should have run and did not: started with this change",)
             ways = live.ways_out(base.facts.modules, why.message)
             raise ProxyDown(why.message, hint=f"{f'{ways};' if ways else 'mend that,'} then: {plane.start_line()}") from None
-        with contextlib.suppress(OSError):
-            journal.append(self._paths.journal, journal.of_start(command, *who(), base.number, time.monotonic() - began))
+        self._note_start(command, base, began)
         return (f"nginx should have run and did not: started, master {plane.master()}",)
 
     def takes_start(self) -> bool:
         """Whether nginx is to be started with the generation that is made now; whoever makes it is told once."""
         is_due, self._is_start_due = self._is_start_due, False
         return is_due
+
+    def start_on(self, index: Index, base: Index | None, command: str) -> None:
+        """Start nginx with a generation that is current, for `command`.
+
+        Raises:
+            RouterError: it does not come up.
+        """
+        began = time.monotonic()
+        self.serve_on(index, base)
+        self._note_start(command, index, began)
+
+    def _note_start(self, command: str, index: Index, began: float) -> None:
+        with contextlib.suppress(OSError):
+            journal.append(self._paths.journal, journal.of_start(command, *who(), index.number, time.monotonic() - began))
 
     def plane(self, index: Index | None) -> DataPlane:
         """The data plane under the settings of a generation; None: of the files as they are."""

@@ -284,7 +284,11 @@ class Transaction:
             faults.step("staged")
             self.generations.commit(number)
             faults.step("committed")
-            reloaded = self.serving.serve_on(index, base) if (reloads or moves or is_start) and running else Reloaded()
+            if is_start and running:
+                self.serving.start_on(index, base, command)
+                reloaded = Reloaded()
+            else:
+                reloaded = self.serving.serve_on(index, base) if (reloads or moves) and running else Reloaded()
             if reloads and not running:
                 self._check_start(candidate, number)
             faults.step("proven")
@@ -416,6 +420,8 @@ class Transaction:
         plane = self.serving.plane(current)
         running = plane.wanted() and plane.master() is not None
         reloads = running and (parent is None or self.generations.index(parent).probe != current.probe)
+        if reloads:
+            reloads = not journal.has_start(self.paths.journal, current.number)  # with which it was started, and no reload was needed
         with contextlib.suppress(OSError):
             directory, queue = self.generations.directory(current.number), Queue(self.paths.queue)
             for line in [*journal.of_killed(self.paths.journal, last, directory, queue, reloads=int(reloads))]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from .candidate import Candidate
 from .confinement import confine
 from .dataplane import DataPlane
-from .errors import Conflict, NginxRejected, RouterError
+from .errors import Conflict, HostProblem, NginxRejected, RouterError
 from .examples import examples
+from .live import ways_out
 from .model import SNIPPETS, TEMPLATE
 from .processes import is_alive
 from .properties import of_directive
@@ -68,10 +69,17 @@ def judge(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered], 
 
     Raises:
         NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
+        HostProblem: nginx cannot load its Lua module, whatever the vhosts are.
         ProxyDown: there is no nginx on this host.
     """
     with scratch(candidate.store.paths.run, sweeps=sweeps) as directory:
-        _validate(candidate, plane, apps, directory)
+        try:
+            _validate(candidate, plane, apps, directory)
+        except NginxRejected as why:
+            if ways := ways_out(candidate.facts.modules, why.message):  # no vhost would do
+                words = why.message.partition(" rejected its vhost: ")[2] or why.message
+                raise HostProblem(f"nginx does not load its Lua module: {words}", hint=ways) from None
+            raise
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ end
 -- the next one of the rotation or, if that is busier for its weight, one that is drawn: where nobody is busy the weights are kept
 local function by_two(route, among, tried)
     local first, total = by_rotation(route, among, tried), weight_of(among)
-    for _ = 1, first and 20 or 0 do
+    for _ = 1, first and #among > 1 and 20 or 0 do
         local second = at(among, random(0, total - 1))
         if second ~= first and not (route.several and is_out(route, second, tried)) then
             return load_of(second) < load_of(first) and second or first

@@ -676,6 +676,13 @@ def test_what_is_killed_comes_back_with_the_newest_routes(lively: Live, three: l
     assert spread(lively, 10) == {"three": 10}
 
 
+def test_what_vhosts_of_an_earlier_version_name_is_there(lively: Live, three: list[Backend]) -> None:
+    lively.app("blog", [HOST], [three[0]])
+    lively.snippet("blog", 'set $router_of_blog "router_blog.web$router_kind";\n')
+    lively.done("reconcile")
+    assert spread(lively, 3) == {"one": 3}
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "other"])
 def test_a_broken_snapshot_keeps_nobody_from_being_served(lively: Live, three: list[Backend], damage: str) -> None:
     lively.app("blog", [HOST], [three[0]])

@@ -137,6 +137,8 @@ def test_where_nginx_died_the_switch_to_reload_starts_it(host: Host, orphans: bo
     assert "nginx should have run and did not: started with this change" in result.err, result
     host.reloads_from_now_on()
     assert [line["reloads"] for line in host.live.journal() if line["command"].endswith("updates reload")] == [0]
+    (start,) = [line for line in host.live.journal() if line["command"].startswith("proxy:start (by proxy:set")]
+    assert start["result"] == "done", "a start that nobody typed leaves its line"
 
 
 def test_where_nginx_died_the_module_and_a_start_bring_it_back(host: Host) -> None:
@@ -180,6 +182,29 @@ def test_a_module_of_another_nginx_has_the_same_ways_out(host: Host) -> None:
     host.reloads_from_now_on()
 
 
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "of another nginx"])
+def test_while_nginx_runs_no_app_is_blamed_for_the_module(host: Host, is_gone: bool) -> None:
+    host.live.app("shop", ["shop.test"], [])
+    host.live.done("reconcile")
+    if is_gone:
+        host.lose()
+    else:
+        host.exchange()
+    for words in (("apps:domains:add", "blog", "www.blog.test"), ("apps:domains:add", "blog", "www.blog.test", "--dry-run")):
+        with host.live.unchanged():
+            result = host.live(*words)
+        assert "rejected its vhost" not in result.err, result
+        host.names_both_ways(result, 2)
+    for app in ("blog", "shop"):
+        host.live.write(f"apps/{app}/DOMAINS", f"{app}.test\nmore.{app}.test\n")
+    assert host.live("reconcile").code == 2
+    assert host.live("status", "--format", "json").json["stale"] == []
+    host.install()
+    host.live.done("reconcile")
+    assert host.live.get("more.blog.test").body == "one"
+    host.live.serves_current()
+
+
 def test_while_the_proxy_is_stopped_the_switch_is_saved_and_it_starts(host: Host) -> None:
     host.live.done("proxy:stop")
     host.lose()
@@ -199,6 +224,17 @@ def test_a_hand_edit_of_the_mode_starts_it_too(host: Host) -> None:
     config.write_text(config.read_text().replace('updates = "live"', 'updates = "reload"'))
     host.live.done("reconcile", "--all")
     host.reloads_from_now_on()
+
+
+def test_a_hand_edit_to_host_mode_is_no_start(host: Host) -> None:
+    host.lose()
+    host.kill()
+    config = host.live.paths.config
+    conf = host.live.write("distribution/nginx.conf", "events {}\nhttp {}\n")
+    text = config.read_text().replace('updates = "live"', 'updates = "reload"')
+    config.write_text(text.replace("[proxy]\n", f'[proxy]\nmode = "host"\nnginx-conf = "{conf}"\n', 1))
+    result = host.live("reconcile", "--all")
+    assert result.code == 13 and "started with this change" not in result.err, result
 
 
 def test_a_switch_that_does_not_start_it_either_changes_nothing(host: Host) -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nginx_router.entries import Entries
 from nginx_router.errors import NotFound, StateCorrupt
 from nginx_router.generations import Generations, Index, Manifest, objects_in
 from nginx_router.model import Entry, Facts, HostFacts
@@ -73,7 +74,7 @@ def with_addresses(generations: Generations, addresses: Mapping[str, Any]) -> No
     made = make(generations, 1, dict.fromkeys(addresses, "a")).as_json()
     for name, each in made["apps"].items():
         if addresses[name] is None:
-            del each["addresses"]
+            each.pop("addresses", None)
             texts = {"UPSTREAMS": "web1.lan:80\n10.0.0.9:80 drain\n10.0.0.8:80 down\n"}
             each["state"] = generations.put(json.dumps({"texts": texts, "facts": {"resolved": {"web1.lan": ["10.0.0.7"]}}}).encode())
         else:
@@ -95,6 +96,14 @@ def test_an_entry_of_an_earlier_version_says_it_by_its_state(generations: Genera
     assert generations.served_at(["web1.lan:80"]) == ["blog"]
     generations.object_path(generations.index(1).apps["blog"].state).unlink()
     assert generations.served_at(["web1.lan:80", "10.0.0.3:80"]) == ["shop"], "one that is lost is in nobody's way"
+
+
+def test_what_an_earlier_version_did_not_say_is_not_made_to_none() -> None:
+    entries = Entries({"blog": {"state": "a", "vhost": None, "generation": 1, "inline": "text"}})
+    assert entries["blog"].addresses is None
+    folded = entries.changed({"blog": replace(entries["blog"], inline="")})
+    assert "addresses" not in folded.plain()["blog"], "else nobody would look into its state"
+    assert folded["blog"].addresses is None
 
 
 def test_an_object_is_written_once_and_for_reading_only(generations: Generations) -> None:

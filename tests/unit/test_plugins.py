@@ -15,6 +15,7 @@ import pytest
 
 from nginx_router import discovery, executables, plugins
 from nginx_router.errors import Busy, NotFound, PluginBroken, Refused
+from nginx_router.failures import Failure
 from nginx_router.plugins import Plugins
 from nginx_router.settings import Paths
 
@@ -235,7 +236,7 @@ def test_what_ignores_term_is_killed_with_its_children(tmp_path):
     script = tmp_path / "hook"
     script.write_text("#!/bin/sh\ntrap '' TERM\nsleep 60 &\necho $$ $! >pids\nwhile :; do sleep 1; done\n")
     script.chmod(0o755)
-    with pytest.raises(executables.Failure) as failed:
+    with pytest.raises(Failure) as failed:
         executables.run([str(script)], stdin=b"", env=os.environ, directory=tmp_path, timeout=0.3, grace=0.3)
     assert failed.value.crashed
     for pid in map(int, (tmp_path / "pids").read_text().split()):
@@ -246,7 +247,7 @@ def test_term_comes_first_so_that_a_hook_can_clean_up(tmp_path):
     script = tmp_path / "hook"
     script.write_text("#!/bin/sh\ntrap 'echo cleaned >trace; exit 0' TERM\nwhile :; do sleep 0.05; done\n")
     script.chmod(0o755)
-    with pytest.raises(executables.Failure, match="no answer within"):
+    with pytest.raises(Failure, match="no answer within"):
         executables.run([str(script)], stdin=b"", env=os.environ, directory=tmp_path, timeout=0.3)
     assert (tmp_path / "trace").read_text() == "cleaned\n"
 
@@ -595,7 +596,7 @@ def test_what_a_runner_printed_before_it_failed_is_kept(world, end):
     world.add("runner", "timeout = 0.3\n", scale=f"echo 10.0.0.1:80; {end}")
     with pytest.raises((Refused, PluginBroken)) as failed:
         world.plugins().run("scale", blog(process="web", count=2))
-    assert isinstance(failed.value.__cause__, executables.Failure)
+    assert isinstance(failed.value.__cause__, Failure)
     assert failed.value.__cause__.out == "10.0.0.1:80\n"
 
 

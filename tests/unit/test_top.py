@@ -128,6 +128,18 @@ def test_a_quiet_log_holds_no_file_open_and_what_it_gained_before_a_rotation_is_
     log.close()
 
 
+def test_a_log_that_is_not_there_yet_is_read_once(tmp_path: Path) -> None:
+    file = tmp_path / "a.log"
+    log = Log(file)
+    found = []
+    for number in range(4):
+        with file.open("a") as more:
+            more.write(f"{number}\n")
+        found += log.lines()
+    assert found == ["0", "1", "2", "3"]
+    log.close()
+
+
 def test_a_worker_that_reopens_late_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, moved = tmp_path / "a.log", tmp_path / "a.log.1"
     file.write_text("")
