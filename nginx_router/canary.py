@@ -19,7 +19,7 @@ from .canaries import ABORT, BEGIN, PROMOTE
 from .deploy import Wanted, check_new, expecting, refuse_locked, takeover
 from .events import Event
 from .files import FileLock
-from .handover import Options, Show, Signals, swap_and_wait, tell_retired, turn
+from .handover import Handover, Options, Show, Signals, hand_out, swap_and_wait, turn
 from .model import parse_app
 from .times import stamp
 
@@ -48,7 +48,7 @@ def begin(router: Router, app: str, wanted: Wanted, share: str, options: Options
             router.request.say("note: no `router watch` runs, so that nobody aborts the canary by itself")
         if not router.request.dry_run and (why := _why_nobody_comes(router, app)):
             router.request.say(f"note: no client gets the canary: {why}")
-        show(replace(swap.handover(app, began, retired=(), still_running=()), canary=share))
+        show(replace(Handover.since(began, app, swap), canary=share))
 
 
 def promote(router: Router, app: str, options: Options, show: Show) -> None:
@@ -81,8 +81,7 @@ def _end(router: Router, app: str, verb: str, options: Options, show: Show, reas
                 router.gate(event)
                 check_new(router, event, options)
         swap = swap_and_wait(router, event, "promoted" if verb == PROMOTE else "aborted", options, signals)
-        tell_retired(router, app, swap.retired)
-        show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+        show(Handover.since(began, app, hand_out(router, app, swap)))
 
 
 def _why_nobody_comes(router: Router, name: str) -> str | None:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from . import canaries, checks, health, runners
 from .arguments import default_domains
 from .checks import Check
-from .errors import Conflict, UsageProblem
+from .errors import Conflict, NotDrained, RouterError, UsageProblem
 from .events import Event
-from .handover import Options, Show, Signals, Swap, require_counts, swap_and_wait, tell_retired, turn
+from .handover import Handover, Options, Show, Signals, Swap, hand_out, require_counts, swap_and_wait, turn
 from .model import UPSTREAMS, App
 from .names import WEB, Address, AppName, Domain, Endpoint, address, endpoint_argument, process_name, shown
 from .upstreams import endpoint_lines
@@ -81,9 +81,8 @@ def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Sho
         with router.journalled(event):
             router.gate(event)
             check_new(router, event, options)
-        swap = swap_and_wait(router, event, "deployed", options, signals)
-        tell_retired(router, app, swap.retired)
-        show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+        swap = hand_out(router, app, swap_and_wait(router, event, "deployed", options, signals))
+        show(Handover.since(began, app, swap))
 
 
 def scale(router: Router, app: str, counts: Mapping[str, int], options: Options, show: Show) -> None:
@@ -113,8 +112,8 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
             with router.journalled(event):
                 check_new(router, event, options)
             swap = swap_and_wait(router, event, "scaled", options, signals)
-        tell_retired(router, app, swap.retired)
-        show(swap.handover(app, began, retired=swap.retired, still_running=runners.stop(router, app, swap.retired)))
+        swap = hand_out(router, app, swap)
+        show(Handover.since(began, app, swap, still_running=runners.stop(router, app, swap.retired)))
 
 
 def drain_endpoints(router: Router, app: str, addresses: Sequence[str], options: Options, show: Show) -> None:
@@ -122,19 +121,15 @@ def drain_endpoints(router: Router, app: str, addresses: Sequence[str], options:
 
     Raises:
         NotFound: there is no such app, or one is no endpoint of it.
-        Conflict: somebody let one in again meanwhile.
-        NotDrained: the wait was ended by a signal, or at the deadline with `strict`.
+        NotDrained: the wait was ended by a signal, or at the deadline with `strict`; or somebody let one in again meanwhile.
     """
     began = time.monotonic()
     with Signals() as signals:
         swap = _set_drain(router, app, _addresses(addresses), options, signals)
         if again := [one for one, apps in swap.staying.items() if app in apps]:
-            raise Conflict(
-                f"{' '.join(again)} {'gets' if len(again) == 1 else 'get'} requests of {app} again: not drained",
-                hint=f"somebody let it in during the wait; again: router upstreams:drain {app} {' '.join(again)}",
-                app=app,
-            )
-        show(swap.handover(app, began, retired=(), still_running=()))
+            gets = "gets" if len(again) == 1 else "get"
+            raise _let_in(app, again, f"{gets} requests of {app} again: not drained", "upstreams:drain")
+        show(Handover.since(began, app, replace(swap, retired=())))
 
 
 def retire(router: Router, app: str, addresses: Sequence[str], options: Options, show: Show) -> None:
@@ -142,8 +137,8 @@ def retire(router: Router, app: str, addresses: Sequence[str], options: Options,
 
     Raises:
         NotFound: there is no such app.
-        Conflict: somebody let some in again meanwhile; the others were retired and shown.
-        NotDrained: as for `drain_endpoints`; the lines are still there, and a second call goes on.
+        NotDrained: as for `drain_endpoints`, or the change that removes the lines failed: the lines are still there, and a second call
+            goes on.  Or somebody let some in again meanwhile: the others were retired and shown.
     """
     began = time.monotonic()
     require_counts(router, app, options)
@@ -153,22 +148,33 @@ def retire(router: Router, app: str, addresses: Sequence[str], options: Options,
         router.request.say(f"{absent} is not on {app}")
     given = [a for a in given if a.text in there]
     if not given:
-        return show(Swap(router.generations.current_number(), "nothing", ()).handover(app, began, retired=(), still_running=()))
+        return show(Handover.since(began, app, Swap(router.generations.current_number(), "nothing", ())))
     again: Sequence[str] = ()
     with Signals() as signals:
         swap = _set_drain(router, app, given, options, signals)
         if not router.request.dry_run:
-            outcome = router.change([_upstreams(app, "remove", given, only_draining=True)])[0]
+            try:
+                outcome = router.change([_upstreams(app, "remove", given, only_draining=True)])[0]
+            except RouterError as why:
+                what = f"draining as generation {swap.generation}, their lines are not removed: {why.message}"
+                raise NotDrained(what, hint=_same_again("apps:retire", app, [a.text for a in given]), app=app) from why
             again = outcome.answer.get("left", ())
             swap = replace(swap.followed_by(outcome), retired=tuple(one for one in swap.retired if one not in again))
-            tell_retired(router, app, swap.retired)
-        show(swap.handover(app, began, retired=swap.retired, still_running=swap.retired))
+            swap = hand_out(router, app, swap)
+        show(Handover.since(began, app, swap))
         if again:
-            raise Conflict(
-                f"{' '.join(again)} {'does' if len(again) == 1 else 'do'} not drain any more: left on {app}",
-                hint=f"somebody let it in during the wait; again: router apps:retire {app} {' '.join(again)}",
-                app=app,
-            )
+            does = "does" if len(again) == 1 else "do"
+            raise _let_in(app, again, f"{does} not drain any more: left on {app}", "apps:retire")
+
+
+def _let_in(app: str, again: Sequence[str], what: str, command: str) -> NotDrained:
+    # never a conflict, which would say that nothing was changed: the flag was set and served, whoever took it off again since; and where
+    # it stood there before, what a script has to do is the same: it leaves alone what was not printed
+    return NotDrained(f"{' '.join(again)} {what}", hint=f"somebody let it in during the wait; {_same_again(command, app, again)}", app=app)
+
+
+def _same_again(command: str, app: str, addresses: Sequence[str]) -> str:
+    return f"again: router {command} {app} {' '.join(addresses)}"
 
 
 def takeover(

@@ -225,7 +225,7 @@ def _upstreams(event: Event, world: World) -> Edit:
         notes.append(f"the canary of {event.app} is ended: that was its last instance")
     answer = {"endpoints": [e.address.text for e in wanted]}
     if event.args["verb"] == "remove":
-        answer["left"] = [a for a in answer["endpoints"] if a in all_addresses(new)] if event.args.get("only_draining") else []
+        answer["left"] = [a for a in answer["endpoints"] if a in all_addresses(new)]
     return Edit(apps={event.app: texts}, notes=tuple(notes), answer=answer)
 
 

@@ -59,30 +59,66 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """A change that is served, and how the wait behind it ended."""
+
+    generation: int | None
+    kind: str
+    retired: tuple[str, ...]
+    left: int = 0  # connections that were left at the deadline
+    websockets: int = 0  # that were left, as far as they are known: whoever stops the retired cuts them
+    outcomes: tuple[Outcome, ...] = ()  # of the changes that it took
+    staying: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of what was to leave: address, the apps that it serves
+    resolved: Mapping[str, Sequence[str]] = field(default_factory=dict)  # where nginx connected to for host names, before the change
+
+    def followed_by(self, outcome: Outcome) -> Swap:
+        """This and a change behind it as one."""
+        kind = self.kind if self.kind != "nothing" else outcome.kind
+        return replace(self, generation=outcome.generation, kind=kind, outcomes=(*self.outcomes, outcome))
+
+    def and_then(self, other: Swap) -> Swap:
+        """This and another one behind it as one, for what is told of both."""
+        return Swap(
+            generation=other.generation,
+            kind=other.kind if other.kind != "nothing" else self.kind,
+            retired=(*self.retired, *other.retired),
+            left=self.left + other.left,
+            websockets=self.websockets + other.websockets,
+            outcomes=(*self.outcomes, *other.outcomes),
+        )
+
+
+@dataclass(frozen=True)
 class Handover:
     """What became of a deploy, scale, retire or drain."""
 
     app: str
-    generation: int | None
-    kind: str
-    retired: tuple[str, ...]
+    swap: Swap
     still_running: tuple[str, ...]  # the retired that the caller may stop now: nobody else did
-    forced: int  # connections that were left at the deadline
     seconds: float
     canary: str | None = None  # the share of the clients that canaries get now
-    websockets: int = 0  # that were left, as far as they are known: whoever stops the retired cuts them
-    outcomes: tuple[Outcome, ...] = ()  # of the changes that it took
+
+    @classmethod
+    def since(cls, began: float, app: str, swap: Swap, still_running: Sequence[str] | None = None) -> Handover:
+        """What is told of a swap that `began` (a monotonic time) with its checks; where nobody stopped any, all the retired still run."""
+        running = swap.retired if still_running is None else tuple(still_running)
+        return cls(app, swap, running, time.monotonic() - began)
 
     def as_json(self) -> dict[str, Any]:
-        """The keys that are promised to scripts, `still_running` and `canary`."""
+        """What scripts get.
+
+        Promised from the first: `app generation kind retired forced closed_connections seconds`.  Added since, and always there too:
+        `reloads kept_connections websockets still_running canary`.
+        """
+        swap = self.swap
         return {
             "app": self.app,
-            "generation": self.generation,
-            "kind": self.kind,
-            "retired": list(self.retired),
-            "forced": self.forced,
-            **{key: sum(getattr(o, key) for o in self.outcomes) for key in ("reloads", "closed_connections", "kept_connections")},
-            "websockets": self.websockets,
+            "generation": swap.generation,
+            "kind": swap.kind,
+            "retired": list(swap.retired),
+            "forced": swap.left,
+            **{key: sum(getattr(o, key) for o in swap.outcomes) for key in ("reloads", "closed_connections", "kept_connections")},
+            "websockets": swap.websockets,
             "seconds": round(self.seconds, 3),
             "still_running": list(self.still_running),
             "canary": self.canary,
@@ -91,50 +127,6 @@ class Handover:
 
 #: Gives the answer to the person; called while the app's lock is still held.
 Show = Callable[[Handover], None]
-
-
-@dataclass(frozen=True)
-class Swap:
-    """A change that is served, and how the wait behind it ended."""
-
-    generation: int | None
-    kind: str
-    retired: tuple[str, ...]
-    left: int = 0
-    websockets: int = 0
-    outcomes: tuple[Outcome, ...] = ()  # of the changes that it took
-    staying: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of what was to leave: address, the apps that it serves again
-
-    def followed_by(self, outcome: Outcome) -> Swap:
-        """This and a change behind it as one."""
-        kind = self.kind if self.kind != "nothing" else outcome.kind
-        return replace(self, generation=outcome.generation, kind=kind, outcomes=(*self.outcomes, outcome))
-
-    def and_then(self, other: Swap) -> Swap:
-        """This and another one behind it as one."""
-        return Swap(
-            generation=other.generation,
-            kind=other.kind if other.kind != "nothing" else self.kind,
-            retired=(*self.retired, *other.retired),
-            left=self.left + other.left,
-            websockets=self.websockets + other.websockets,
-            outcomes=(*self.outcomes, *other.outcomes),
-            staying={**self.staying, **other.staying},
-        )
-
-    def handover(self, app: str, began: float, *, retired: tuple[str, ...], still_running: tuple[str, ...]) -> Handover:
-        """What is told of it."""
-        return Handover(
-            app=app,
-            generation=self.generation,
-            kind=self.kind,
-            retired=retired,
-            still_running=still_running,
-            forced=self.left,
-            websockets=self.websockets,
-            outcomes=self.outcomes,
-            seconds=time.monotonic() - began,
-        )
 
 
 @contextlib.contextmanager
@@ -159,8 +151,9 @@ def swap_and_wait(
 ) -> Swap:
     """Change, then wait until nothing goes to what was retired; `retired` where the event's answer does not name them.
 
-    Whoever is told of an instance stops it, so that one is retired only if no app sends requests to it when the wait is over: somebody
-    may have added it again meanwhile, to this app or to one that took its name, and another app may have had it all the time.
+    Whoever is told of an instance stops it, so that one is retired only if no app sends requests to it: another may have had it all
+    the time (its requests are not waited for), and somebody may have added it again during the wait, to this app or to one that took
+    its name.
 
     Raises:
         NotDrained: `done`, but something still may go there.
@@ -174,26 +167,27 @@ def swap_and_wait(
     def then(outcomes: Sequence[Outcome]) -> None:
         nonlocal swap
         outcome = outcomes[0]
-        leaving = tuple(outcome.answer.get("retired", ()) if retired is None else retired)
-        drained = Drained(0)
-        staying: dict[str, tuple[str, ...]] = {}
-        if leaving:
-            drained = _wait(router, outcome, list(map(Address, leaving)), resolved, ports, options, lambda: signals.came)
-            staying = _staying(router, leaving, resolved)
-            leaving = tuple(a for a in leaving if a not in staying)
-        for one, apps in staying.items():
-            router.request.say(f"{one} still serves {' and '.join(apps)}: left running")
-        if not leaving:
-            drained = Drained(0)  # whatever goes there stays there
+        leaving, staying = _parted(router, outcome.answer.get("retired", ()) if retired is None else retired, resolved)
+
+        def count(seconds: float) -> Drained:
+            # whatever goes to those that stay goes on
+            return _wait(router, outcome, leaving, resolved, ports, options, seconds, lambda: signals.came) if leaving else Drained(0)
+
+        drained = count(options.drain)
+        leaving, came = _parted(router, leaving, resolved)
+        if came:
+            staying |= came
+            drained = replace(count(0), given_up=drained.given_up)
         left = drained.requests if options.websockets == "close" else drained.left
-        if left and not drained.given_up:
+        given_up = drained.given_up and left > 0
+        if left and not given_up:
             router.request.say(f"{_connections(left)} left after {options.drain:g} s on {' '.join(leaving)}")
-        if drained.websockets and options.websockets == "close" and not drained.given_up:
+        if drained.websockets and options.websockets == "close" and not given_up:
             many = "1 websocket is" if drained.websockets == 1 else f"{drained.websockets} websockets are"
             router.request.say(f"{many} still open on {' '.join(leaving)}: whoever stops these cuts them")
-        if drained.given_up or (left and options.strict):
+        if given_up or (left and options.strict):
             raise NotDrained(f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}", app=event.app)
-        swap = Swap(outcome.generation, outcome.kind, leaving, left, drained.websockets, (outcome,), staying)
+        swap = Swap(outcome.generation, outcome.kind, leaving, left, drained.websockets, (outcome,), staying, resolved)
 
     taken_in, lines = _taken_in(router, event)
     outcome = router.change([event, *taken_in], gated=True, served=signals.served, then=then)[0]
@@ -205,37 +199,44 @@ def swap_and_wait(
 def _wait(
     router: Router,
     outcome: Outcome,
-    leaving: Sequence[Address],
+    leaving: Sequence[str],
     resolved: Mapping[str, Sequence[str]],
     ports: frozenset[int],
     options: Options,
+    seconds: float,
     given_up: Callable[[], bool],
 ) -> Drained:
     plane, say = router.plane(), router.request.say
-    places = drain.places(leaving, resolved)
+    addresses = list(map(Address, leaving))
+    places = drain.places(addresses, resolved)
     # an earlier reload's workers too: what they still hold may go to the same endpoint
     workers = {*outcome.old_workers, *((w.pid, w.started) for w in plane.workers() if w.shutting_down)}
     return drain.wait(
         sorted(workers),
-        drain.targets(leaving, resolved),
+        drain.targets(addresses, resolved),
         # a port that went with this very reload is one, too; without old workers nobody asks, and a master has a descriptor a log
         ports | sockets.listening_ports(plane.master()) if workers else ports,
-        options.drain,
+        seconds,
         in_flight=lambda: plane.in_flight(places),
         waits_for_websockets=options.websockets == "keep",
         given_up=given_up,
-        waiting=lambda left: say(f"waiting for {_connections(left)} to old instances, {options.drain:g} s at most"),
+        waiting=lambda left: say(f"waiting for {_connections(left)} to old instances, {seconds:g} s at most"),
     )
 
 
-def _staying(router: Router, leaving: Sequence[str], resolved: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Those of `leaving` that requests may go to by now, and of which apps."""
+def _parted(
+    router: Router, leaving: Sequence[str], resolved: Mapping[str, Sequence[str]]
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Those of `leaving` that no app sends requests to, and the others, which are said: address, the apps that it serves."""
     places = {one: {one, *drain.places([Address(one)], resolved)} for one in leaving}
-    # of nearly every deploy none is: one look for all of them, 1 to 5 ms among 5,000 apps (the wait has read their generation)
-    if not router.generations.served_at(set().union(*places.values())):
-        return {}
+    # for nearly every deploy there are no others: one look for all of them, 1 to 5 ms among 5,000 apps
+    if not places or not router.generations.served_at(set().union(*places.values())):
+        return tuple(leaving), {}
     found = {one: tuple(router.generations.served_at(each)) for one, each in places.items()}
-    return {one: apps for one, apps in found.items() if apps}
+    staying = {one: apps for one, apps in found.items() if apps}
+    for one, apps in staying.items():
+        router.request.say(f"{one} still serves {' and '.join(apps)}: left running")
+    return tuple(one for one in leaving if one not in staying), staying
 
 
 def _taken_in(router: Router, event: Event) -> tuple[list[Event], list[str]]:
@@ -281,10 +282,15 @@ def _resolved(router: Router, app: str) -> Mapping[str, Sequence[str]]:
     return router.generations.app_state(entry)[1].resolved if entry else {}
 
 
-def tell_retired(router: Router, app: str, retired: Sequence[str]) -> None:
-    """Let plugins know that nothing goes to these any more."""
+def hand_out(router: Router, app: str, swap: Swap) -> Swap:
+    """The swap with those as retired that may be stopped at this moment; plugins are told of the same.
+
+    Since the wait was over hooks ran, and what removes the lines may have waited for the host lock: another app may have got one.
+    """
+    retired, _ = _parted(router, swap.retired, swap.resolved)
     if retired and not router.request.dry_run:
         router.plugins.notify("endpoints-retired", runners.told(router, app, "retire", endpoints=list(retired)))
+    return replace(swap, retired=retired)
 
 
 class Signals:

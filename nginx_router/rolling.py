@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .deploy import Wanted, check_new, takeover
 from .errors import NotDrained, RouterError, Terminated, UsageProblem
-from .handover import Options, Show, Signals, Swap, swap_and_wait, tell_retired, turn
+from .handover import Handover, Options, Show, Signals, Swap, hand_out, swap_and_wait, turn
 from .names import instance
 
 if TYPE_CHECKING:
@@ -74,24 +74,29 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
                 if not number and not isinstance(why, NotDrained):
                     raise
                 if number and router.out.is_json:
-                    show(done.handover(app, began, retired=done.retired, still_running=done.retired))
+                    show(Handover.since(began, app, done))
                 what = why.message if isinstance(why, RouterError) else "ended by a signal"
-                said = what if isinstance(why, NotDrained) else f"deployed in part, batch {number + 1} of {len(batches)} is not: {what}"
-                raise NotDrained(said, hint=_stopped(router, app, now, wanted, size, options), app=app) from why
+                is_served = isinstance(why, NotDrained)
+                said = what if is_served else f"deployed in part, batch {number + 1} of {len(batches)} is not: {what}"
+                # the app is not read again: what ended it may be that nobody can
+                _say_serving(router, app, now, batch if is_served else there, f"{number + is_served} of {len(batches)}")
+                raise NotDrained(said, hint=_ways(app, now, wanted, size, options), app=app) from why
             there = batch
-            tell_retired(router, app, swap.retired)
+            swap = hand_out(router, app, swap)
             if not router.request.dry_run:
                 tell(swap.retired)
             done = done.and_then(swap)
-        show(done.handover(app, began, retired=done.retired, still_running=done.retired))
+        show(Handover.since(began, app, done))
 
 
-def _stopped(router: Router, app: str, now: Wanted, wanted: Wanted, size: int, options: Options) -> str:
-    """Say what serves after the batch that was the last one; the answer is how to go on or back."""
-    serving = {p: [e.address.text for e in router.app(app).of_process(p)] for p in wanted}
+def _say_serving(router: Router, app: str, now: Wanted, serving: Wanted, batch: str) -> None:
     new = {p: [a for a in addresses if a not in now[p]] for p, addresses in serving.items()}
     old = {p: [a for a in addresses if a in now[p]] for p, addresses in serving.items()}
-    router.request.say(f"app {app} serves {_words(new) or 'none'} (new) and {_words(old) or 'none'} (old)")
+    router.request.say(f"app {app} serves {_words(new) or 'none'} (new) and {_words(old) or 'none'} (old) as of batch {batch}")
+
+
+def _ways(app: str, now: Wanted, wanted: Wanted, size: int, options: Options) -> str:
+    """How to go on or back."""
     on = f"router apps:deploy {app} {_words(wanted)} --batch {size}{options.words()}"
     # how the new ones are checked need not be how the old ones answer
     back = f"router apps:deploy {app} {_words(now)} --batch {size}{replace(options, check=None).words()}"

@@ -169,10 +169,11 @@ def _shown(router: Router, done: str, *, is_printed: bool = False) -> Show:
 
 def _summary(done: str, handover: Handover) -> str:
     """What became of it, what it cost as every change says it, and how long a person waited."""
-    if handover.kind == "nothing":
+    swap = handover.swap
+    if swap.kind == "nothing":
         what = "nothing to change"
-    elif any(outcome.serving is not None for outcome in handover.outcomes):
-        what = f"{done} as generation {handover.generation}, {handover.kind}, {cost(handover.outcomes)}"
+    elif any(outcome.serving is not None for outcome in swap.outcomes):
+        what = f"{done} as generation {swap.generation}, {swap.kind}, {cost(swap.outcomes)}"
     else:
-        what = f"saved as generation {handover.generation}"  # that the proxy is stopped was said
-    return f"{handover.app}: {what}, {handover.seconds:.2f} s, retired {len(handover.retired)}"
+        what = f"saved as generation {swap.generation}"  # that the proxy is stopped was said
+    return f"{handover.app}: {what}, {handover.seconds:.2f} s, retired {len(swap.retired)}"

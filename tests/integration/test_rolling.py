@@ -75,6 +75,28 @@ def test_a_batch_that_fails_ends_it_and_what_serves_is_said(blog: Live, old: lis
         assert result.code == 12 and result.out == "" and "serves" not in result.err, "the first batch: nothing was changed"
 
 
+def test_a_file_that_somebody_breaks_during_a_drain_ends_it_behind_that_batch(
+    both: Live, slow: Slow, backend: Callable[..., Backend]
+) -> None:
+    second, new = backend("old"), [backend("new0"), backend("new1")]
+    both.app("blog", [HOST], [slow])
+    both.done("reconcile")
+    asking = threading.Thread(target=both.get, args=(HOST, "/slow"))
+    asking.start()
+    assert slow.held.wait(10)
+    both.done("upstreams:add", "blog", second)
+    deploy = both.begin("apps:deploy", "blog", *new, "--batch", "1")
+    until(lambda: str(slow) not in upstreams(both), 30, "the first batch")
+    both.write("apps/blog/DOMAINS", "no domain at all\n")
+    slow.may_go.set()
+    result = deploy.wait()
+    asking.join(10)
+    assert (result.code, result.out) == (15, f"{slow}\n"), result
+    assert "deployed in part, batch 2 of 2 is not: " in result.err and "apps/blog/DOMAINS:1" in result.err, result
+    assert f"app blog serves {new[0]} (new) and {second} (old) as of batch 1 of 2" in result.err
+    assert f"go on: router apps:deploy blog {new[0]} {new[1]} --batch 1; or back: " in result.err
+
+
 def test_each_is_printed_when_it_may_be_stopped(both: Live, slow: Slow, backend: Callable[..., Backend]) -> None:
     first, second = backend("old"), slow
     both.app("blog", [HOST], [first, second])

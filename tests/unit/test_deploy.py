@@ -84,6 +84,7 @@ class FakeRouter:
         self.refuse: Callable[[Event], None] = lambda event: None
         self.owners: dict[str, str] = {}
         self.config = self.global_domains = ""
+        self.out = SimpleNamespace(is_json=False)
 
     # what the engines use
 
@@ -229,21 +230,21 @@ def test_several_processes_are_one_swap(router: Any, listening: Callable[[], str
     web, api = listening(), listening()
     an_app(router, "10.0.0.1:80\napi 10.0.0.2:80\nworker 10.0.0.3:80\n")
     done = deploy(router, web, f"api={api}")
-    assert set(done.retired) == {"10.0.0.1:80", "10.0.0.2:80"}
+    assert set(done.swap.retired) == {"10.0.0.1:80", "10.0.0.2:80"}
     assert upstreams(router) == f"{web}\napi {api}\nworker 10.0.0.3:80\n"
 
 
 def test_an_equal_address_keeps_its_flags(router: Any, listening: Callable[[], str]) -> None:
     kept, new = listening(), listening()
     an_app(router, f"{kept} weight=3 backup  # slow\n10.0.0.1:80 weight=5\n")
-    assert deploy(router, kept, new).retired == ("10.0.0.1:80",)
+    assert deploy(router, kept, new).swap.retired == ("10.0.0.1:80",)
     assert upstreams(router) == f"{kept} weight=3 backup  # slow\n{new}\n"
 
 
 def test_what_was_draining_gets_requests_again_when_a_deploy_names_it(router: Any, listening: Callable[[], str]) -> None:
     named, other, passing = listening(), listening(), listening()
     an_app(router, f"{named} weight=3 drain\n{other} down\napi {other} drain\n")
-    assert deploy(router, named, other).retired == ()
+    assert deploy(router, named, other).swap.retired == ()
     assert upstreams(router) == f"{named} weight=3\n{other}\napi {other} drain\n", "the other process was not named"
     router.plugins.hooks["scale"] = lambda event: f"{named}\n{passing}\n"
     (router.paths.app("blog") / "UPSTREAMS").write_text(f"{named} drain\n")
@@ -255,7 +256,7 @@ def test_the_same_set_again_is_checked_and_changes_nothing(router: Any, listenin
     same = listening()
     an_app(router, f"{same}\n")
     done = deploy(router, same)
-    assert (done.kind, done.retired, done.still_running) == ("nothing", (), ())
+    assert (done.swap.kind, done.swap.retired, done.still_running) == ("nothing", (), ())
     assert router.said[0].startswith(f"{same}: accepts connections")
     assert not router.plugins.of("endpoints-retired")
 
@@ -309,7 +310,7 @@ def test_create_makes_the_app_with_its_first_domains(router: Any, listening: Cal
     deploy(router, new, app="shop", create=True)
     assert upstreams(router, "shop") == f"{new}\n"
     assert (router.paths.app("shop") / "DOMAINS").read_text() == "shop.example.com\n"
-    assert deploy(router, new, app="shop", create=True).kind == "nothing"
+    assert deploy(router, new, app="shop", create=True).swap.kind == "nothing"
 
 
 def test_the_check_asks_for_the_first_exact_domain(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +382,7 @@ def test_the_apps_lock_is_held_until_the_answer_is_given(router: Any, listening:
 def test_at_the_deadline_the_old_are_told_all_the_same_and_what_was_left_is_counted(router: Any, listening: Callable[[], str]) -> None:
     an_app(router, "10.0.0.1:80\n")
     done = deploy(router, listening(), drain=0.05)
-    assert (done.forced, done.still_running) == (2, ("10.0.0.1:80",))
+    assert (done.swap.left, done.still_running) == (2, ("10.0.0.1:80",))
     assert router.said[-1] == "2 connections left after 0.05 s on 10.0.0.1:80"
 
 
@@ -455,7 +456,7 @@ def test_scale_routes_to_what_the_runner_answers_and_stops_the_rest(router: Any,
     }  # fmt: skip
     assert router.plugins.of("stop")[0]["endpoints"] == ["10.0.0.1:80"]
     assert [hook for hook, _ in router.plugins.told] == ["scale", "endpoints-retired", "stop"]
-    assert (done.retired, done.still_running) == (("10.0.0.1:80",), ())
+    assert (done.swap.retired, done.still_running) == (("10.0.0.1:80",), ())
     assert router.app("blog").counts == {"web": 2}
 
 
@@ -475,7 +476,7 @@ def test_what_could_not_be_stopped_is_told(router: Any, listening: Callable[[], 
 def test_to_nothing_is_allowed(router: Any) -> None:
     an_app(router, "10.0.0.1:80\n", 'ports = ["http:9000"]\n')
     a_runner(router)
-    assert scale(router, "web=0").retired == ("10.0.0.1:80",)
+    assert scale(router, "web=0").swap.retired == ("10.0.0.1:80",)
     assert router.app("blog").endpoints == ()
 
 
@@ -559,7 +560,7 @@ def test_drain_sets_the_flag_and_keeps_the_line(router: Any) -> None:
     an_app(router, "10.0.0.1:80 weight=2\n10.0.0.2:80\n")
     done = answered(lambda show: engine.drain_endpoints(router, "blog", ["10.0.0.1:80"], Options(), show))
     assert upstreams(router) == "10.0.0.1:80 weight=2 drain\n10.0.0.2:80\n"
-    assert (done.retired, done.still_running) == ((), ())
+    assert (done.swap.retired, done.still_running) == ((), ())
 
 
 def test_drain_of_what_is_not_there_is_not_found(router: Any) -> None:
@@ -573,7 +574,7 @@ def test_retire_drains_then_removes_and_tells(router: Any) -> None:
     done = retire(router, "10.0.0.1:80")
     assert router.steps == ["change upstreams drain", "change upstreams remove"]
     assert upstreams(router) == "10.0.0.2:80\n"
-    assert (done.retired, done.still_running, done.generation) == (("10.0.0.1:80",), ("10.0.0.1:80",), 43)
+    assert (done.swap.retired, done.still_running, done.swap.generation) == (("10.0.0.1:80",), ("10.0.0.1:80",), 43)
     assert router.plugins.of("endpoints-retired")[0]["endpoints"] == ["10.0.0.1:80"]
 
 
@@ -586,28 +587,127 @@ def test_retire_tells_only_of_those_that_still_drain(router: Any) -> None:
 
     router.before_change = let_in
     shown: list[Handover] = []
-    with pytest.raises(Conflict, match=r"^10\.0\.0\.1:80 does not drain any more: left on blog$"):
+    with pytest.raises(NotDrained, match=r"^10\.0\.0\.1:80 does not drain any more: left on blog$"):
         engine.retire(router, "blog", ["10.0.0.1:80", "10.0.0.2:80"], Options(), shown.append)
     assert upstreams(router) == "10.0.0.1:80\n" and [each.still_running for each in shown] == [("10.0.0.2:80",)]
     assert [each["endpoints"] for each in router.plugins.of("endpoints-retired")] == [["10.0.0.2:80"]]
 
 
-@pytest.mark.usefixtures("never_drained")
-def test_what_another_app_serves_is_neither_told_nor_stopped_nor_waited_for_strictly(
+def test_a_removal_that_fails_is_not_drained_for_the_flag_is_set(router: Any) -> None:
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
+
+    def full() -> None:
+        if router.steps:
+            raise Busy("the host lock is held by pid 7", hint="it is free when that has ended")
+
+    router.before_change = full
+    with pytest.raises(NotDrained, match=r"^draining as generation 42, their lines are not removed: the host lock is held") as caught:
+        engine.retire(router, "blog", ["10.0.0.1:80"], Options(), lambda _: pytest.fail("nothing was retired"))
+    assert caught.value.hint == "again: router apps:retire blog 10.0.0.1:80"
+    assert upstreams(router) == "10.0.0.1:80 drain\n10.0.0.2:80\n" and not router.plugins.told
+
+
+def test_drain_of_what_is_let_in_again_is_not_drained_whether_the_flag_was_new_or_not(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router.generations, "served_at", lambda places: ["blog"] if "10.0.0.1:80" in places else [])
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
+    for _ in range(2):
+        with pytest.raises(NotDrained, match=r"^10\.0\.0\.1:80 gets requests of blog again: not drained$"):
+            engine.drain_endpoints(router, "blog", ["10.0.0.1:80", "10.0.0.2:80"], Options(), lambda _: None)
+
+
+def held_at(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Old workers hold two connections to each of these for ever."""
+    monkeypatch.setattr(drain, "held", lambda workers, retired, ports: {1: 2 * len(retired.intersection(addresses))})
+
+
+def served_at(router: Any, monkeypatch: pytest.MonkeyPatch, places: str, apps: Sequence[str], *, from_look: int = 0) -> None:
+    """Other apps have this address, from that look on."""
+    looks: list[None] = []
+
+    def found(asked: Sequence[str]) -> Sequence[str]:
+        looks.append(None)
+        return apps if places in asked and len(looks) > from_look else []
+
+    monkeypatch.setattr(router.generations, "served_at", found)
+
+
+def test_what_another_app_serves_is_neither_told_nor_stopped_nor_waited_for(
     router: Any, listening: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = listening()
     an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
     a_runner(router, new)
-    monkeypatch.setattr(router.generations, "served_at", lambda places: ["shop"] if "10.0.0.1:80" in places else [])
-    done = scale(router, "web=1", drain=0)
-    assert (done.retired, done.still_running, done.forced) == (("10.0.0.2:80",), (), 2)
-    assert "10.0.0.1:80 still serves shop: left running" in router.said
-    assert "2 connections left after 0 s on 10.0.0.2:80" in router.said
+    held_at(monkeypatch, "10.0.0.1:80")
+    served_at(router, monkeypatch, "10.0.0.1:80", ["shop"])
+    done = scale(router, "web=1", drain=60, strict=True)
+    assert (done.swap.retired, done.still_running, done.swap.left) == (("10.0.0.2:80",), (), 0)
+    assert router.said[1:] == ["10.0.0.1:80 still serves shop: left running"], "no word of what is left there, which nobody stops"
+    assert done.seconds < 10
     told = [event["endpoints"] for name in ("stop", "endpoints-retired") for event in router.plugins.of(name)]
     assert told == [["10.0.0.2:80"]] * 2
     an_app(router, "10.0.0.1:80\n", name="news")
-    assert deploy(router, new, app="news", drain=0, strict=True).retired == (), "nobody is to stop it, so that nothing is left"
+    assert deploy(router, new, app="news", drain=60, strict=True).swap.retired == (), "nobody is to stop it, so that nothing is left"
+
+
+def test_what_serves_again_behind_the_wait_is_not_counted(
+    router: Any, listening: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n10.0.0.3:80\n")
+    held_at(monkeypatch, "10.0.0.1:80", "10.0.0.3:80")
+    served_at(router, monkeypatch, "10.0.0.1:80", ["shop"], from_look=1)
+    done = deploy(router, listening(), drain=0.05)
+    assert (done.swap.retired, done.swap.left) == (("10.0.0.2:80", "10.0.0.3:80"), 2)
+    assert router.said[-2:] == ["10.0.0.1:80 still serves shop: left running", "2 connections left after 0.05 s on 10.0.0.2:80 10.0.0.3:80"]
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_the_rest_is_drained_where_only_what_serves_again_held_it_up(
+    router: Any, listening: Callable[[], str], monkeypatch: pytest.MonkeyPatch, is_ended: bool
+) -> None:
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
+    held_at(monkeypatch, "10.0.0.1:80")
+    served_at(router, monkeypatch, "10.0.0.1:80", ["shop"], from_look=1)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)) if is_ended else None
+    if timer:
+        timer.start()
+    done = deploy(router, listening(), drain=20 if is_ended else 0.05, strict=True)
+    assert (done.swap.retired, done.swap.left) == (("10.0.0.2:80",), 0), "what is drained is told, also strictly, also when a signal came"
+    if timer:
+        timer.join()
+
+
+def test_a_signal_ends_the_wait_also_where_one_of_those_serves_again(
+    router: Any, listening: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
+    held_at(monkeypatch, "10.0.0.2:80")
+    served_at(router, monkeypatch, "10.0.0.1:80", ["shop"], from_look=1)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(NotDrained, match=r"^deployed as generation 42, not drained: 10\.0\.0\.2:80$"):
+        deploy(router, listening(), drain=20)
+    timer.join()
+
+
+@pytest.mark.parametrize("begin", ["deploy", "scale", "retire"])
+def test_what_another_app_gets_behind_the_wait_is_not_handed_out(
+    router: Any, listening: Callable[[], str], monkeypatch: pytest.MonkeyPatch, begin: str
+) -> None:
+    """While post-deploy hooks ran, or while the removal waited for the host lock."""
+    new = listening()
+    an_app(router, "10.0.0.1:80\n10.0.0.2:80\n")
+    a_runner(router, new)
+    served_at(router, monkeypatch, "10.0.0.1:80", ["shop"], from_look=2)
+    done = {
+        "deploy": lambda: deploy(router, new),
+        "scale": lambda: scale(router, "web=1"),
+        "retire": lambda: retire(router, "10.0.0.1:80", "10.0.0.2:80"),
+    }[begin]()
+    assert done.swap.retired == ("10.0.0.2:80",) and set(done.still_running) <= {"10.0.0.2:80"}
+    assert router.said[-1] == "10.0.0.1:80 still serves shop: left running"
+    assert [event["endpoints"] for name in ("stop", "endpoints-retired") for event in router.plugins.of(name)] == [["10.0.0.2:80"]] * (
+        2 if begin == "scale" else 1
+    )
 
 
 def test_a_retired_line_goes_and_what_another_app_serves_goes_on(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,7 +719,7 @@ def test_a_retired_line_goes_and_what_another_app_serves_goes_on(router: Any, mo
 
 def test_retiring_what_is_not_there_is_quiet(router: Any) -> None:
     an_app(router, "10.0.0.1:80\n")
-    assert retire(router, "10.0.0.2:80").kind == "nothing"
+    assert retire(router, "10.0.0.2:80").swap.kind == "nothing"
     assert router.said == ["10.0.0.2:80 is not on blog"]
     assert router.steps == []
 
@@ -631,7 +731,7 @@ def test_not_drained_the_lines_stay_and_a_second_call_goes_on(router: Any, monke
         retire(router, "10.0.0.1:80", drain=0, strict=True)
     assert upstreams(router) == "10.0.0.1:80 drain\n"
     monkeypatch.setattr(drain, "held", lambda *_: {})
-    assert retire(router, "10.0.0.1:80").retired == ("10.0.0.1:80",)
+    assert retire(router, "10.0.0.1:80").swap.retired == ("10.0.0.1:80",)
     assert upstreams(router) == ""
 
 
