@@ -408,7 +408,9 @@ class Operator(threading.Thread):
         _, out, _ = self.host.run("apps:report", app.name, "--format", "json")
         report = json.loads(out)
         domains, ports = set(report["domains"]) - {app.domain}, [int(e["address"].rpartition(":")[2]) for e in report["endpoints"]]
-        header = self.host.ask(app.domain).headers.get("x-soak")
+        while self.host.is_excused(answer := self.host.ask(app.domain)):
+            time.sleep(0.05)  # no answer says nothing of the header
+        header = answer.headers.get("x-soak")
         states = {"add": ({*app.extra, domain}, app.endpoints, app.header), "deploy": (app.extra, wanted, app.header)}
         new = states.get(kind, (app.extra, app.endpoints, word))
         old = (app.extra, app.endpoints, app.header)
