@@ -75,16 +75,22 @@ def test_a_batch_that_fails_ends_it_and_what_serves_is_said(blog: Live, old: lis
         assert result.code == 12 and result.out == "" and "serves" not in result.err, "the first batch: nothing was changed"
 
 
-def test_a_file_that_somebody_breaks_during_a_drain_ends_it_behind_that_batch(
-    both: Live, slow: Slow, backend: Callable[..., Backend]
-) -> None:
-    second, new = backend("old"), [backend("new0"), backend("new1")]
+def busy(both: Live, slow: Slow, second: Backend) -> threading.Thread:
+    """An app of two instances, of which the first has a request under way; the thread waits for its answer."""
     both.app("blog", [HOST], [slow])
     both.done("reconcile")
     asking = threading.Thread(target=both.get, args=(HOST, "/slow"))
     asking.start()
     assert slow.held.wait(10)
     both.done("upstreams:add", "blog", second)
+    return asking
+
+
+def test_a_file_that_somebody_breaks_during_a_drain_ends_it_behind_that_batch(
+    both: Live, slow: Slow, backend: Callable[..., Backend]
+) -> None:
+    second, new = backend("old"), [backend("new0"), backend("new1")]
+    asking = busy(both, slow, second)
     deploy = both.begin("apps:deploy", "blog", *new, "--batch", "1")
     until(lambda: str(slow) not in upstreams(both), 30, "the first batch")
     both.write("apps/blog/DOMAINS", "no domain at all\n")
@@ -123,11 +129,7 @@ def test_a_first_batch_that_is_not_drained_says_that_some_are_not_there_yet(
     both: Live, slow: Slow, backend: Callable[..., Backend]
 ) -> None:
     second, new = backend("old"), [backend("new0"), backend("new1")]
-    both.app("blog", [HOST], [slow])
-    both.done("reconcile")
-    asking = threading.Thread(target=both.get, args=(HOST, "/slow"))
-    asking.start()
-    both.done("upstreams:add", "blog", second)
+    asking = busy(both, slow, second)
     result = both("apps:deploy", "blog", *new, "--batch", "1", "--drain", "0.2", "--drain-strict")
     assert result.code == 15 and result.out == "", result
     assert f"serves {new[0]} (new) and {second} (old)" in result.err

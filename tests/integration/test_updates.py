@@ -602,14 +602,19 @@ def test_a_program_that_wants_more_counters_takes_over_by_a_reload(lively: Live,
     assert len(spread(lively, 60)) == 3 and pids(lively) == after, "no worker died"
 
 
+def started_with(live: Live, file: str, old: str, new: str) -> None:
+    """Start nginx anew with a file of the current generation that says `new` where it said `old`."""
+    live.done("proxy:stop")
+    path = live.paths.current / file
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    live.done("proxy:start")
+
+
 def with_counters(live: Live, own: int) -> None:
     """Start nginx anew with a program that has room for so few counters."""
-    live.done("proxy:stop")
-    program = live.paths.current / "live.lua"
-    text = program.read_text()
-    assert "local OWN, TOGETHER = 1048576, 262144\n" in text
-    program.write_text(text.replace("OWN, TOGETHER = 1048576", f"OWN, TOGETHER = {own}"))
-    live.done("proxy:start")
+    started_with(live, "live.lua", "local OWN, TOGETHER = 1048576, 262144\n", f"local OWN, TOGETHER = {own}, 262144\n")
 
 
 def test_one_counter_serves_many_instances_one_after_the_other(lively: Live, backend: Callable[..., Backend]) -> None:
@@ -831,12 +836,7 @@ def test_a_command_that_needs_more_memory_than_there_is_is_put_back(lively: Live
 
 def with_memory(live: Live, size: str) -> None:
     """Start nginx anew with so little memory for routes."""
-    live.done("proxy:stop")
-    conf = live.paths.current / "router.conf"
-    text = conf.read_text()
-    assert "lua_shared_dict router_routes 32m;\n" in text
-    conf.write_text(text.replace("router_routes 32m", f"router_routes {size}"))
-    live.done("proxy:start")
+    started_with(live, "router.conf", "lua_shared_dict router_routes 32m;\n", f"lua_shared_dict router_routes {size};\n")
 
 
 def test_a_socket_that_somebody_removed_is_said_and_doctor_starts_nginx_anew(lively: Live, three: list[Backend]) -> None:
