@@ -541,6 +541,13 @@ def test_all_apps_gone_at_once_is_nobodys_wish(two_apps: Live, watch: Watch) -> 
     two_apps.serves_current(SERVED)
 
 
+#: A container (systemd-nspawn, Docker) has /proc/sys read-only.
+may_limit = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None or not os.access("/proc/sys/user/max_inotify_watches", os.W_OK),
+    reason="only root may map users into a namespace, and only where /proc/sys may be written",
+)
+
+
 def limited(live: Live, start: Callable[..., Watch], limit: str, number: int) -> Watch:
     """A watch in a user namespace of its own, in which `limit` is `number`: the machine's own limits are everybody's."""
     inner = f'echo {number} >/proc/sys/user/{limit} && exec "$@"'
@@ -553,7 +560,7 @@ def limited(live: Live, start: Callable[..., Watch], limit: str, number: int) ->
     return watch.begun()
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root may map users into a namespace")
+@may_limit
 @pytest.mark.parametrize(
     ("limit", "number", "sysctl"),
     [
@@ -576,7 +583,7 @@ def test_a_full_inotify_table_is_named_and_files_are_looked_at_instead(
     two_apps.serves_current(SERVED)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root may map users into a namespace")
+@may_limit
 def test_an_inotify_table_that_fills_up_later_is_named(two_apps: Live, start: Callable[..., Watch]) -> None:
     watch = limited(two_apps, start, "max_inotify_watches", 100)
     assert "by looking" not in watch.said
