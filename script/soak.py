@@ -420,6 +420,7 @@ class Operator(threading.Thread):
 
         if is_now(new):
             app.extra, app.endpoints, app.header = set(new[0]), list(new[1]), new[2]
+            self.resnap(app)  # else a rollback to it would be thought to bring what was before
         elif not is_now(old):
             self.tally.add("half changes", f"{words}: {domains} {ports} {header}, neither {old} nor {new}")
         self.check(app)
