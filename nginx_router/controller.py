@@ -263,9 +263,13 @@ class Router:
             ProxyDown: there is no nginx on this host.
         """
         from .asking import Asking
+        from .validate import sweep
 
         self.store.prepare()
-        return Asking(self, gated=True).judge(names)
+        try:
+            return Asking(self, gated=True).judge(names)
+        finally:
+            sweep(self.paths.run)
 
     def reconcile(self, names: Sequence[str] | None = None) -> list[Outcome]:
         """Make serving equal to the directories of `names` (None: of all apps); outcomes are sorted by app.

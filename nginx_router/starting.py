@@ -20,12 +20,12 @@ def check(candidate: Candidate, plane: DataPlane) -> None:
         NginxRejected: it would not; the app is named, where nginx or the port names one.
     """
     _look_at_ports(candidate)
-    with scratch(candidate.store.paths.run) as directory:
-        conf = plane.conf
-        if not plane.is_host_mode:
-            conf = directory / "nginx.conf"
-            conf.write_text(candidate.main_conf(directory))
-        verdict = plane.test(conf)
+    directory = scratch(candidate.store.paths.run)
+    conf = plane.conf
+    if not plane.is_host_mode:
+        conf = directory / "nginx.conf"
+        conf.write_text(candidate.main_conf(directory))
+    verdict = plane.test(conf)
     if not verdict.ok:
         said = next((m for m in verdict.messages if m.startswith("[emerg]")), "nginx -t failed and said nothing")
         why = NginxRejected(f"nginx would not start with it: {said}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from .candidate import Candidate
@@ -33,7 +32,7 @@ _CONFLICT = re.compile(r'conflicting server name "(?P<name>[^"]+)"')
 def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered]) -> None:
     """Let crossplane and nginx judge the vhosts of `apps`, and what every template that changed makes of other states.
 
-    What that took is left to the caller, who does a `sweep` when nobody waits for it.
+    The directory that this takes is left to the caller, who does a `sweep` when nobody waits for it.
 
     Raises:
         NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
@@ -41,7 +40,7 @@ def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered
         ProxyDown: there is no nginx on this host.
     """
     if apps:
-        judge(candidate, plane, apps, sweeps=False)
+        judge(candidate, plane, apps)
     for name, rendered in candidate.changed.items():
         if rendered is not None and candidate.is_new_template(name, rendered):
             check_template(candidate, plane, rendered)
@@ -64,40 +63,37 @@ def check_template(candidate: Candidate, plane: DataPlane, rendered: Rendered) -
             raise
 
 
-def judge(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered], *, sweeps: bool = True) -> None:
-    """Let crossplane and nginx judge the vhosts of `apps`, changed or not.
+def judge(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered]) -> None:
+    """Let crossplane and nginx judge the vhosts of `apps`, changed or not; the caller does a `sweep`.
 
     Raises:
         NginxRejected: one is not acceptable; app, file, line and nginx's words are in the message.
         HostProblem: nginx cannot load its Lua module, whatever the vhosts are.
         ProxyDown: there is no nginx on this host.
     """
-    with scratch(candidate.store.paths.run, sweeps=sweeps) as directory:
-        try:
-            _validate(candidate, plane, apps, directory)
-        except NginxRejected as why:
-            if ways := ways_out(candidate.facts.modules, why.message):  # no vhost would do
-                words = why.message.partition(" rejected its vhost: ")[2] or why.message
-                raise HostProblem(f"nginx does not load its Lua module: {words}", hint=ways) from None
-            raise
+    try:
+        _validate(candidate, plane, apps, scratch(candidate.store.paths.run))
+    except NginxRejected as why:
+        if ways := ways_out(candidate.facts.modules, why.message):  # no vhost would do
+            words = why.message.partition(" rejected its vhost: ")[2] or why.message
+            raise HostProblem(f"nginx does not load its Lua module: {words}", hint=ways) from None
+        raise
 
 
-@contextlib.contextmanager
-def scratch(run: Path, *, sweeps: bool = True) -> Iterator[Path]:
-    """A directory for what `nginx -t` reads, and for what it makes: as root it gives temp directories to the workers' user."""
+def scratch(run: Path) -> Path:
+    """An empty directory for what `nginx -t` reads, and for what it makes: as root it gives temp directories to the workers' user.
+
+    Its next use empties it again, and `sweep` removes it.
+    """
     directory = run / f"validate-{os.getpid()}"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700, parents=True)  # copies of snippets are nobody else's affair
     (directory / "tmp").mkdir()
-    try:
-        yield directory
-    finally:
-        if sweeps:
-            shutil.rmtree(directory, ignore_errors=True)
+    return directory
 
 
 def sweep(run: Path) -> None:
-    """Remove what killed validations left; those without the host lock (a dry run, `nginx:validate`) may be under way."""
+    """Remove what the validations of this process and killed ones left; those without the host lock (a dry run, `nginx:validate`) may be under way."""
     for name in os.listdir(run):  # noqa: PTH208 - names only, and a pattern takes longer than they do
         pid = name.removeprefix("validate-")
         if pid != name and (not pid.isdigit() or int(pid) == os.getpid() or not is_alive(int(pid))):
