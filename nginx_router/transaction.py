@@ -244,11 +244,11 @@ class Transaction:
     # private
 
     def _apply(self, candidate: Candidate, command: str, answers: Callable[[Done], Answers], *, is_folding: bool) -> Done:
+        is_start = self.serving.takes_start()  # by this change or by none: not by a later one, where this is refused
         if candidate.problem is not None:
             raise candidate.problem
         base = candidate.base
         plane = self.serving.plane_under(candidate.settings)
-        is_start = self.serving.takes_start()
         running = plane.wanted() and (is_start or plane.master() is not None)
         for data in candidate.lost_objects().values():
             self.generations.put(data)

@@ -93,7 +93,10 @@ def scratch(run: Path) -> Path:
 
 
 def sweep(run: Path) -> None:
-    """Remove what the validations of this process and killed ones left; those without the host lock (a dry run, `nginx:validate`) may be under way."""
+    """Remove what the validations of this process and killed ones left.
+
+    Those of others that live, without the host lock (a dry run, `nginx:validate`), may be under way.
+    """
     for name in os.listdir(run):  # noqa: PTH208 - names only, and a pattern takes longer than they do
         pid = name.removeprefix("validate-")
         if pid != name and (not pid.isdigit() or int(pid) == os.getpid() or not is_alive(int(pid))):
