@@ -297,11 +297,18 @@ def _edited(file: Path, text: str) -> Iterator[None]:
     """Within it a file holds something else."""
     before = file.read_text() if file.exists() else None
     file.parent.mkdir(exist_ok=True)
-    file.write_text(text)
+    _put(file, text)
     try:
         yield
     finally:
         if before is None:
             file.unlink()
         else:
-            file.write_text(before)
+            _put(file, before)
+
+
+def _put(file: Path, text: str) -> None:
+    """Replace a file whole: the other operator's command may read it at any moment, and an empty DOMAINS is an edit as well."""
+    fresh = file.with_name(f".{file.name}.fresh")
+    fresh.write_text(text)
+    fresh.rename(file)

@@ -37,7 +37,7 @@ def selftest(router: Root, own: Path, *words: str, code: int = 0, sabotage: str 
         (own.parent / "sitecustomize.py").write_text(sabotage)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(own.parent), os.environ.get("PYTHONPATH")]))
     result = router("selftest", "--format", "json", *words, seconds=seconds, **environment)
-    assert result.code == code, result
+    assert result.code == code, f"exit {result.code}, not {code}, in {result.seconds:.0f} s: {result.err}"
     return result
 
 
