@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .draft import Draft
 from .errors import ChecksFailed, Conflict, NotPermitted, PluginBroken, RouterError, UsageProblem, as_error, error_as_json
 from .events import Event, reduce
 from .files import read_text
@@ -123,7 +124,7 @@ class Asking:
 
     def needs_reload(self) -> bool:
         """Whether nginx would have to be reloaded for the prepared events."""
-        return any(applied.kind != "nothing" for applied in self._applied.values()) and self._candidate.needs_reload()
+        return any(applied.kind != "nothing" for applied in self._applied.values()) and Draft(self._candidate).needs_reload()
 
     def rehearse(self, events: Sequence[Event]) -> list[Outcome]:
         """Say what the prepared events would change; nothing is written.
@@ -135,19 +136,19 @@ class Asking:
         from .validate import sweep, validate
 
         candidate, router = self._candidate, self.router
-        plane = router.plane()
+        draft, plane = Draft(candidate), router.plane()
         if candidate.problem is not None:
             raise candidate.problem
         try:
             validate(candidate, plane, candidate.changes_vhosts)
         finally:
             sweep(router.paths.run)
-        for line in candidate.difference():
+        for line in draft.difference():
             router.request.show(line)
         kinds = {applied.kind for applied in self._applied.values()}
         kind = next((k for k in ("structure", "endpoints") if k in kinds), "nothing")
         master = plane.master()
-        reloads = kind != "nothing" and (candidate.needs_reload() or candidate.reloads_otherwise)
+        reloads = kind != "nothing" and (draft.needs_reload() or draft.reloads_otherwise)
         cost = "one reload" if reloads else "no reload"
         how = "nothing to reload" if kind == "nothing" else f"{kind}: {cost}" if master else f"{kind}: the proxy is stopped"
         if master and reloads:

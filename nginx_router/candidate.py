@@ -9,21 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from . import canaries, claims, endpointlog, health, lines, routes
+from . import claims, differing, health, lines
 from .confinement import Own
-from .entries import Entries, values_of
 from .errors import Conflict, StateCorrupt, UsageProblem, as_error
 from .events import Edit, Event, reduce
 from .generations import Generations, Index
-from .model import APP_TOML, UPSTREAMS, App, Entry, Facts, Globals, HostFacts, Tables, Texts, parse_app, parse_globals
+from .model import UPSTREAMS, App, Entry, Facts, Globals, HostFacts, Tables, Texts, parse_app, parse_globals
 from .owners import Confined
 from .recent import Recent
 from .render import Renderer
 from .rendering import Rendered, render
-from .store import Step, Store, Write
+from .store import Step, Store
 
 #: What this process parsed and rendered of late, by app: what an asker finds before it waits for the host lock it need not
 #: find again under it, where everybody waits.
@@ -56,7 +54,7 @@ class Candidate:
         if base is not None and not base.is_of(store.paths.root):
             base = _without_lost(base, generations)  # a copy of a root that was at work may lack what came meanwhile
         self.store, self.generations, self.base = store, generations, base
-        self._tables = tables
+        self.tables = tables
         self._host_facts = facts
         self.config, self.global_domains = store.globals()
         self._old_globals = (self.config, self.global_domains)
@@ -65,7 +63,7 @@ class Candidate:
         self._moves: list[tuple[str, str]] = []
         self._rendered: dict[str, Rendered | None] = {}
         self._owners: dict[str, str] = base.owners if base else {}
-        self.settings = parse_globals(self.config, self.global_domains, self._tables)
+        self.settings = parse_globals(self.config, self.global_domains, self.tables)
         self.problem: UsageProblem | None = None  # of the settings as they stand: a change of these is the way out
         try:
             self.facts = facts(self.settings, base.facts if base else None)
@@ -73,7 +71,7 @@ class Candidate:
             if base is None:
                 raise
             self.facts, self.problem = base.facts, why
-        self._renderer = Renderer(store.paths.root, self.settings, self.facts)
+        self.renderer = Renderer(store.paths.root, self.settings, self.facts)
         if base and self._renders_differently(base):
             self._render_all()
 
@@ -86,11 +84,11 @@ class Candidate:
     def parse(self, app: str, texts: Texts) -> App:
         """The app these texts describe."""
         for known_texts, known_tables, known in _parsed.get(app) or ():
-            if known_tables is self._tables and known_texts == texts:
+            if known_tables is self.tables and known_texts == texts:
                 return known
-        found = parse_app(app, texts, self._tables)
+        found = parse_app(app, texts, self.tables)
         # a copy of the texts: who asks goes on to change them
-        _parsed.put(app, [(dict(texts), self._tables, found), *(_parsed.get(app) or ())[: _MOST_OF_ONE - 1]])
+        _parsed.put(app, [(dict(texts), self.tables, found), *(_parsed.get(app) or ())[: _MOST_OF_ONE - 1]])
         return found
 
     def names(self) -> list[str]:
@@ -141,7 +139,7 @@ class Candidate:
         return {
             name: rendered
             for name, rendered in sorted(self._rendered.items())
-            if (rendered is None and name in base) or (rendered is not None and not _same(rendered.entry, base.get(name)))
+            if (rendered is None and name in base) or (rendered is not None and not differing.is_same(rendered.entry, base.get(name)))
         }
 
     @property
@@ -178,120 +176,9 @@ class Candidate:
             name = came_from[name]
         return self._disk(name)
 
-    def lost_objects(self) -> dict[str, bytes]:
-        """Objects of apps that events looked at, which the disk lost or somebody changed."""
-        named = {sha for r in self.changed.values() if r is not None for sha, _ in r.objects()}
-        kept = {sha: data for r in self._rendered.values() if r is not None for sha, data in r.objects() if sha not in named}
-        inlined = self.inlined() if kept else {}
-        return {sha: data for sha, data in kept.items() if sha not in inlined and not self.generations.is_intact(sha)}
-
-    def index(self, number: int, probe: str, live: str = "") -> Index:
-        """What generation `number` is made of; `live` is the version of its routes, where those change without a reload."""
-        changes = {
-            **{name: replace(self.base.apps[name], inline="") for name in self._inline() if self.base},
-            **{name: replace(r.entry, generation=number) if r is not None else None for name, r in self.changed.items()},
-        }
-        apps = Entries.of(self.base.apps if self.base else {}).changed(changes)
-        return Index(number, probe, self.config, self.global_domains, self.facts, apps, str(self.store.paths.root), self._released(), live)
-
-    def logged(self, live: str) -> tuple[Index, dict[str, Entry]]:
-        """The base with changes of endpoints alone, and the entries that differ; `live` is the version of the routes then."""
-        assert self.base is not None
-        number = self.base.number
-        changes = {name: replace(r.entry, generation=number, inline=r.state.decode()) for name, r in self.changed.items() if r is not None}
-        return replace(self.base, apps=Entries.of(self.base.apps).changed(changes), live=live), changes
-
-    def inlined(self) -> dict[str, bytes]:
-        """What a generation of its own keeps as objects of the base's changes of endpoints."""
-        base, changed = self.base.apps if self.base else {}, self.changed
-        return {base[name].state: base[name].inline.encode() for name in self._inline() if name not in changed}
-
-    def _inline(self) -> list[str]:
-        return [name for name, each in values_of(self.base.apps if self.base else {}).items() if each.get("inline")]
-
-    def router_conf(self, index: Index) -> str:
-        """router.conf of a generation, the probe's number in its header: unchanged bytes need no reload."""
-        apps = values_of(index.apps)
-        ports = {self.settings.http_port, *(port for each in apps.values() for port in each.get("ports", ()))}
-        objects = self.store.paths.objects
-        vhosts = {name: f"{objects}/{each['vhost']}" for name, each in apps.items() if each["vhost"]}
-        pools = [tuple(each.get("pool", ())) for each in apps.values()]
-        return self._renderer.http(_numbered(index.probe), index.probe, sorted(ports), vhosts, pools=pools)
-
-    def stage_files(self, index: Index) -> dict[str, str]:
-        """router.conf and, managed, nginx.conf of a generation."""
-        files = {"router.conf": self.router_conf(index)}
-        if not self.settings.is_host_mode:
-            files["nginx.conf"] = self._renderer.main(index.number, self.generations.directory(index.number))
-        if index.live:
-            files |= {
-                "live.lua": self._renderer.live_program(),
-                "live.tsv": routes.snapshot(index.live, index.routes),
-                endpointlog.NAME: endpointlog.begun(index.live),
-            }
-        return files
-
-    def main_conf(self, directory: Path) -> str:
-        """nginx.conf of what is current, with what it makes in `directory`."""
-        return self._renderer.main(0, self.store.paths.current, run=f"{directory}")
-
-    def wrapper(self, directory: Any, apps: Mapping[str, Rendered]) -> dict[str, str]:
-        """The files of the configuration that validates `apps` alone."""
-        ports = {port for r in apps.values() for port in r.entry.ports} or {self.settings.http_port}
-        vhosts = {name: f"{directory}/{r.entry.vhost}" for name, r in apps.items()}
-        others = [name for name, owner in self._owners.items() if owner not in apps]
-        return self._renderer.wrapper(directory, sorted(ports), vhosts, others, [r.entry.pool for r in apps.values()])
-
     def listens(self, app: App) -> list[str]:
         """The arguments of `listen` of an app's ports."""
-        return [listen for port in self._renderer.ports(app) for listen in self._renderer.listens(port, app)]
-
-    @property
-    def reloads_otherwise(self) -> bool:
-        """Whether the command that reloads nginx is another: a wrong one is to be found by the change that sets it."""
-        if self.base is None or not self.settings.is_host_mode:
-            return False
-        was = parse_globals(self.base.config, self.base.global_domains, self._tables)
-        return was.get("reload-command") != self.settings.get("reload-command")
-
-    @property
-    def changes_routes(self) -> bool:
-        """Whether requests go elsewhere, of what nginx takes up without a reload."""
-        base = self.base.apps if self.base else {}
-        return any((r.entry.routes if r else ()) != (base[n].routes if n in base else ()) for n, r in self.changed.items())
-
-    @property
-    def is_logged(self) -> bool:
-        """Whether nothing changes but where requests go: nginx takes that up as it runs, and it makes no generation."""
-        base = self.base
-        if base is None or not base.live or base.is_lost or base.log >= endpointlog.LONGEST or self._moves:
-            return False
-        if not self.changes_routes or not self._reads_the_same(base):
-            return False
-        return all(
-            r is not None and name in base.apps and _but_routes(r.entry) == _but_routes(base.apps[name]) for name, r in self.changed.items()
-        )
-
-    def _reads_the_same(self, base: Index) -> bool:
-        """Whether what nginx reads besides the apps is the base's."""
-        if (self.config, self.global_domains, self.facts) != (base.config, base.global_domains, base.facts):
-            return False
-        if not self.settings.is_live or not base.is_of(self.store.paths.root):
-            return False
-        program = self.generations.directory(base.number) / "live.lua"
-        return program.is_file() and program.read_text() == self._renderer.live_program()  # else it is of another version of this program
-
-    def needs_reload(self) -> bool:
-        """Whether nginx would read something else than it did."""
-        if self.is_logged:
-            return False  # thousands of apps need not be looked at for one that changes its instances
-        if self.base is None or self.router_conf(self.index(self.base.number, self.base.probe)) != self._base_conf():
-            return True
-        if self.settings.is_host_mode or self.base.config == self.config:
-            return False
-        # of what stands above the http block nginx takes this one up by a reload
-        was = parse_globals(self.base.config, self.base.global_domains, self._tables)
-        return was.get("worker-shutdown-timeout") != self.settings.get("worker-shutdown-timeout")
+        return [listen for port in self.renderer.ports(app) for listen in self.renderer.listens(port, app)]
 
     def render(self, name: str, texts: Texts, facts: Facts) -> Rendered:
         """An app as it would be served with these texts and facts; the candidate stays as it is.
@@ -300,6 +187,16 @@ class Candidate:
             RouterError: it cannot be.
         """
         return self._render(name, texts, facts)
+
+    @property
+    def looked_at(self) -> Mapping[str, Rendered | None]:
+        """The apps that events were about, changed or not."""
+        return self._rendered
+
+    @property
+    def moves_apps(self) -> bool:
+        """Whether an app gets another name."""
+        return bool(self._moves)
 
     def rendered(self, name: str) -> Rendered | None:
         """An app that an event was about, as it would be served."""
@@ -312,29 +209,9 @@ class Candidate:
             return rendered.template is not None
         texts, facts = self.generations.app_state(entry)
         try:
-            return self._renderer.template_of(self.parse(name, texts), facts) != rendered.template
+            return self.renderer.template_of(self.parse(name, texts), facts) != rendered.template
         except UsageProblem:
             return True  # a property that this version does not know any more
-
-    def difference(self) -> list[str]:
-        """What the next generation changes, file by file and vhost by vhost, as unified diffs."""
-        import difflib
-
-        pairs = [
-            (step.path, step.old or "", step.new or "") if isinstance(step, Write) else (f"{step.old} -> {step.new}", "", "")
-            for step in self.steps()
-        ]
-        for name, rendered in self.changed.items():
-            entry = self.base.apps.get(name) if self.base else None
-            was = self.generations.object(entry.vhost).decode(errors="replace") if entry and entry.vhost else ""
-            now = rendered.vhost.decode(errors="replace") if rendered else ""
-            if was != now:
-                pairs.append((f"vhost of {name}", was, now))
-        lines_of = []
-        for path, old, new in pairs:
-            found = list(difflib.unified_diff(old.splitlines(), new.splitlines(), path, path, lineterm="", n=2))
-            lines_of += found or [path]
-        return lines_of
 
     # private
 
@@ -386,11 +263,11 @@ class Candidate:
         if before is not None and before.vhost == rendered.entry.vhost:
             # which instances there are, and who gets them, may change though nobody of them gets requests: all fail their checks
             moves = (before.routes, before.canary) != (rendered.entry.routes, rendered.entry.canary)
-            return "endpoints" if moves or _endpoints(old_texts) != _endpoints(texts) else "nothing"
+            return "endpoints" if moves or differing.endpoints(old_texts) != differing.endpoints(texts) else "nothing"
         if before is None and not rendered.vhost:
             return "nothing"
-        same = before is not None and _but_endpoints(old_texts) == _but_endpoints(texts)
-        return "endpoints" if same and _but_endpoints_of(facts) == _but_endpoints_of(old_facts) else "structure"
+        same = before is not None and differing.but_endpoints(old_texts) == differing.but_endpoints(texts)
+        return "endpoints" if same and differing.but_endpoints_of(facts) == differing.but_endpoints_of(old_facts) else "structure"
 
     def _mark(self, name: str, unhealthy: Mapping[str, str]) -> str:
         """Which of an app's endpoints fail their checks, of what is served: what its directory holds by now is another change."""
@@ -413,7 +290,7 @@ class Candidate:
 
     def own(self, rendered: Rendered) -> Own:
         """What a confined app's files may speak of."""
-        values = self._renderer.values(rendered.app, rendered.facts, ())
+        values = self.renderer.values(rendered.app, rendered.facts, ())
         return Own.of(values, [str(self.generations.object_path(sha)) for sha in rendered.includes])
 
     def _came_from(self, name: str) -> str:
@@ -441,9 +318,9 @@ class Candidate:
             mine = {name, self._came_from(name)}
             before = self.base.owners if self.base else {}
             others = {domain: app for domain, app in {**before, **self._owners}.items() if app not in mine}
-            claims.refuse(name, new, confined, others, self._released(besides=name), time.time())
+            claims.refuse(name, new, confined, others, self.released(besides=name), time.time())
 
-    def _released(self, besides: str = "") -> claims.Released:
+    def released(self, besides: str = "") -> claims.Released:
         """The domains that apps let go of lately, or do so now, and that no other has (`besides` this one)."""
         now, base = time.time(), self.base
         if base is None:
@@ -470,30 +347,30 @@ class Candidate:
                 there = self.store.exists(owner)
                 free = f"router apps:domains:remove {owner} {domain}" if there else f"router reconcile {owner}"
                 raise Conflict(f"domain {domain} of app {name} belongs to app {owner}", hint=free, app=name)
-            if place := self._of_the_host(domain, self._renderer.ports(app)):
+            if place := self._of_the_host(domain, self.renderer.ports(app)):
                 raise Conflict(f"domain {domain} of app {name} belongs to the host's own nginx", hint=f"its server_name: {place}", app=name)
         used = {e.address.host for e in app.endpoints if not e.address.is_literal}
         facts = replace(
             facts,
             resolved={host: ips for host, ips in sorted(facts.resolved.items()) if host in used},
-            unhealthy=health.still_out(facts, app, self._tables, self.settings.plugins),
+            unhealthy=health.still_out(facts, app, self.tables, self.settings.plugins),
         )
         made_of = (self.store.paths, self.settings, self.facts)
         for known_of, known in _rendered.get(name) or ():
             if known.app is app and known.facts == facts and known_of == made_of:
                 return known
-        rendered = render(self._renderer, self.store.paths.objects, app, texts, facts)
+        rendered = render(self.renderer, self.store.paths.objects, app, texts, facts)
         _rendered.put(name, [(made_of, rendered), *(_rendered.get(name) or ())[: _MOST_OF_ONE - 1]])
         return rendered
 
     def _set_globals(self, config: str, domains: str) -> str:
-        settings = parse_globals(config, domains, self._tables)
+        settings = parse_globals(config, domains, self.tables)
         was, self.config, self.global_domains = self.settings, config, domains
         self.settings = settings
         if (settings.proxy, settings.nginx) == (was.proxy, was.nginx):  # what plugins make of their keys are facts
             return "nothing"
         self.facts, self.problem = self._host_facts(settings, self.base.facts if self.base else None), None
-        self._renderer = Renderer(self.store.paths.root, settings, self.facts)
+        self.renderer = Renderer(self.store.paths.root, settings, self.facts)
         self._render_all()
         return "structure"
 
@@ -516,7 +393,7 @@ class Candidate:
             return True
         if base.config == self.config:
             return False
-        was = parse_globals(base.config, base.global_domains, self._tables)
+        was = parse_globals(base.config, base.global_domains, self.tables)
         now = self.settings
         return (was.proxy, was.nginx) != (now.proxy, now.nginx)
 
@@ -540,13 +417,6 @@ class Candidate:
             self._on_disk[name] = self.store.texts(name)
         return self._on_disk[name]
 
-    def _base_conf(self) -> str:
-        assert self.base is not None
-        try:
-            return (self.generations.directory(self.base.number) / "router.conf").read_text()
-        except FileNotFoundError:
-            return ""
-
     def _save(self) -> tuple[Any, ...]:
         return (
             dict(self._texts),
@@ -557,48 +427,14 @@ class Candidate:
             self.global_domains,
             self.settings,
             self.facts,
-            self._renderer,
+            self.renderer,
             self.problem,
         )
 
     def _restore(self, saved: tuple[Any, ...]) -> None:
         self._texts, self._moves, self._rendered, self._owners = saved[:4]
-        self.config, self.global_domains, self.settings, self.facts, self._renderer, self.problem = saved[4:]
+        self.config, self.global_domains, self.settings, self.facts, self.renderer, self.problem = saved[4:]
 
 
 def _without_lost(base: Index, generations: Generations) -> Index:
     return replace(base, apps={name: entry for name, entry in base.apps.items() if entry.inline or generations.is_intact(entry.state)})
-
-
-def _same(entry: Entry, other: Entry | None) -> bool:
-    return other is not None and replace(entry, generation=0, inline="") == replace(other, generation=0, inline="")
-
-
-def _but_routes(entry: Entry) -> Entry:
-    return replace(entry, state="", routes=(), unhealthy=0, generation=0, inline="", canary="", aborted="", addresses=())
-
-
-def _but_endpoints_of(facts: Facts) -> Facts:
-    return replace(facts, resolved={}, unhealthy={})
-
-
-def _endpoints(texts: Texts) -> list[str]:
-    return sorted(entry for _, entry in lines.entries(texts.get(UPSTREAMS, "")))
-
-
-def _but_endpoints(texts: Texts) -> dict[str, str]:
-    kept = {path: text for path, text in texts.items() if path not in (UPSTREAMS, APP_TOML)}
-    # counts say how many endpoints there are to be and render nothing; the share of a canary says how much its endpoints get
-    from .tomltext import set_key
-
-    toml = texts.get(APP_TOML, "")
-    if any(word in toml for word in ("count", "locked", canaries.TABLE)):
-        try:
-            toml = set_key(set_key(set_key(toml, "", "count", None), "", "locked", None), "", canaries.TABLE, None)
-        except (ValueError, UsageProblem):
-            return {**kept, APP_TOML: toml}
-    return {**kept, APP_TOML: toml.strip()}
-
-
-def _numbered(probe: str) -> int:
-    return int(probe.partition("-")[0])

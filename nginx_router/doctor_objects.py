@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import proxy, routes
+from .draft import Draft
 from .errors import RouterError, StateCorrupt
 from .files import write_atomic
 from .findings import Finding, Look, ok, problem, some, warning
@@ -105,7 +106,7 @@ def rewrite(look: Look) -> str:
     with look.router.locked():
         index = look.router.index()
         assert index is not None
-        made = look.router.rehearsal().stage_files(index)
+        made = Draft(look.router.rehearsal()).stage_files(index)
         files = {name: text for name, text in made.items() if name in ("router.conf", "nginx.conf", _PROGRAM)}
         state = (kept.directory(index.number) / "state.json").read_bytes()
         if hashlib.sha256(files["router.conf"].encode(errors="surrogateescape") + state).hexdigest() != kept.manifest(index.number).digest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from . import fitting, listening
 from .candidate import Candidate
 from .dataplane import DataPlane
+from .draft import Draft
 from .errors import NginxRejected
 from .validate import scratch
 
@@ -24,7 +25,7 @@ def check(candidate: Candidate, plane: DataPlane) -> None:
     conf = plane.conf
     if not plane.is_host_mode:
         conf = directory / "nginx.conf"
-        conf.write_text(candidate.main_conf(directory))
+        conf.write_text(Draft(candidate).main_conf(directory))
     verdict = plane.test(conf)
     if not verdict.ok:
         said = next((m for m in verdict.messages if m.startswith("[emerg]")), "nginx -t failed and said nothing")

@@ -53,6 +53,7 @@ from typing import Any
 from . import endpointlog, faults, journal, listening, routes, starting
 from .candidate import Candidate
 from .dataplane import Reloaded
+from .draft import Draft
 from .entries import plain
 from .errors import NginxRejected, ProxyDown, RouterError, UsageProblem
 from .generations import Generations, Index, Manifest, objects_in
@@ -250,26 +251,27 @@ class Transaction:
         base = candidate.base
         plane = self.serving.plane_under(candidate.settings)
         running = plane.wanted() and (is_start or plane.master() is not None)
-        for data in candidate.lost_objects().values():
+        draft = Draft(candidate)
+        for data in draft.lost_objects().values():
             self.generations.put(data)
-        is_logged = candidate.is_logged
-        is_read_anew = not is_logged and candidate.needs_reload()
+        is_logged = draft.is_logged
+        is_read_anew = not is_logged and draft.needs_reload()
         if is_read_anew if is_folding else not (is_read_anew or candidate.is_change or (base and base.is_lost)):
             if self._unserved is not None:
                 raise self._unserved
             return Done(base.number if base else None, base.number if base and running else None, time.monotonic() - self.began)
         validate(candidate, plane, candidate.changes_vhosts)
         faults.step("validated")
-        reloads = is_read_anew or self._unserved is not None or candidate.reloads_otherwise
+        reloads = is_read_anew or self._unserved is not None or draft.reloads_otherwise
         if is_logged and not reloads:
             return self._log(candidate, command, answers, is_running=running)
         number = max([base.number if base else 0, *self.generations.numbers()]) + 1
         # the random part: a number is used again after a generation was put back, and an old worker must not prove it
         fresh = f"{number}-{secrets.token_hex(4)}"
-        moves = candidate.settings.is_live and (reloads or base is None or candidate.changes_routes)
+        moves = candidate.settings.is_live and (reloads or base is None or draft.changes_routes)
         live = fresh if moves else base.live if base and candidate.settings.is_live else ""
-        index = candidate.index(number, fresh if reloads or base is None else base.probe, live)
-        objects = candidate.inlined() | {sha: data for r in candidate.changed.values() if r is not None for sha, data in r.objects()}
+        index = draft.index(number, fresh if reloads or base is None else base.probe, live)
+        objects = draft.inlined() | {sha: data for r in candidate.changed.values() if r is not None for sha, data in r.objects()}
         brought = [sha for sha in objects if not self.generations.object_path(sha).exists()]
         intent = {"number": number, "parent": base.number if base else None, "objects": brought}
         steps = candidate.steps()
@@ -314,7 +316,7 @@ class Transaction:
         base = candidate.base
         assert base is not None
         live = f"{base.number}-{secrets.token_hex(4)}"
-        index, entries = candidate.logged(live)
+        index, entries = Draft(candidate).logged(live)
         steps = candidate.steps()
         told = answers(Done(base.number, None, 0.0))
         by = {"time": stamp(), "command": command, "submissions": told, "steps": plain_steps(steps)}
@@ -460,7 +462,7 @@ class Transaction:
 
 def _files(candidate: Candidate, index: Index, command: str, answers: Answers) -> dict[str, str]:
     base = candidate.base
-    files = candidate.stage_files(index) | {"state.json": json.dumps(index.as_json())}
+    files = Draft(candidate).stage_files(index) | {"state.json": json.dumps(index.as_json())}
     # the base's own, which its changes of endpoints no longer name: what is not removed here is never pruned
     before, after = candidate.generations.named(base.number) if base else set(), objects_in(index)
     manifest = Manifest(

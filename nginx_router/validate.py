@@ -13,6 +13,7 @@ from pathlib import Path
 from .candidate import Candidate
 from .confinement import confine
 from .dataplane import DataPlane
+from .draft import Draft
 from .errors import Conflict, HostProblem, NginxRejected, RouterError
 from .examples import examples
 from .live import ways_out
@@ -135,7 +136,7 @@ def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendere
                     http=[str(directory / sha) for sha in rendered.http_includes],
                 )
             )
-    wrapper = candidate.wrapper(directory, apps)
+    wrapper = Draft(candidate).wrapper(directory, apps)
     _vet_variables(candidate, apps, wrapper["router.conf"])
     for file, content in wrapper.items():
         (directory / file).write_text(content, encoding="utf-8", errors="surrogateescape")
