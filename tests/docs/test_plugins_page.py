@@ -22,7 +22,8 @@ from nginx_router.hookspecs import HOOKS
 from ..integration.conftest import ROUTER, backend, live, two_apps, unstarted  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
-    from ..integration.conftest import Backend, Live
+    from ..integration.conftest import Live
+    from ..integration.instances import Backend
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/plugins.md").read_text()
 EXAMPLES = {name: text for name, text in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.S)}

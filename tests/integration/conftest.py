@@ -8,10 +8,8 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +23,9 @@ from nginx_router.processes import all_pids, children, command_line, is_alive, o
 from nginx_router.settings import Paths
 from nginx_router.store import Store
 
+from .instances import Backend, Half, Slow
 from .preloaded import Fork, Preloaded
+from .updating import started
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 ROUTER = Path(sys.executable).with_name("router")
@@ -313,69 +313,6 @@ class Live(Root):
         until(lambda: not any(is_alive(pid) for pid in left), 15, "the end of nginx")
 
 
-class Backend:
-    """A small HTTP server: it answers with its name, keeps connections, and remembers when it was asked."""
-
-    def __init__(self, name: str, port: int = 0) -> None:
-        self.name = name
-        self.asked: list[float] = []
-        self._answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s" % (len(name), name.encode())
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
-        self._connections: set[socket.socket] = set()
-        self._closed = False
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    @property
-    def port(self) -> int:
-        return int(self._listener.getsockname()[1])
-
-    def __str__(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        """As by `docker kill`: it is gone with every connection."""
-        with self._lock:
-            self._closed = True
-            connections = list(self._connections)
-        for one in (self._listener, *connections):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._lock:
-                if self._closed:
-                    connection.close()
-                    continue
-                self._connections.add(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        rest = b""
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while data := connection.recv(65536):
-                rest += data
-                while b"\r\n\r\n" in rest:
-                    rest = rest.partition(b"\r\n\r\n")[2]
-                    self.asked.append(time.monotonic())
-                    connection.sendall(self._answer)
-        with self._lock:
-            self._connections.discard(connection)
-        connection.close()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def preloaded(request: pytest.FixtureRequest) -> Iterator[Preloaded | None]:
     """What runs the commands that are waited for; None: each is a process of its own."""
@@ -435,3 +372,45 @@ def two_apps(unstarted: Live, backend: Callable[..., Backend]) -> Live:
     unstarted.done("proxy:start")
     assert (unstarted.get("blog.test").body, unstarted.get("shop.test").body) == ("blog", "shop")
     return unstarted
+
+
+@pytest.fixture(params=["reload", "live"])
+def both(unstarted: Live, request: pytest.FixtureRequest) -> Live:
+    """A root whose nginx runs, in the one way of updating and in the other."""
+    return started(unstarted, request.param)
+
+
+@pytest.fixture
+def lively(unstarted: Live) -> Live:
+    """A root whose nginx takes endpoint changes up without a reload."""
+    return started(unstarted, "live")
+
+
+@pytest.fixture
+def three(backend: Callable[..., Backend]) -> list[Backend]:
+    """Three instances, with names of their own."""
+    return [backend(name) for name in ("one", "two", "three")]
+
+
+@pytest.fixture
+def half() -> Iterator[Half]:
+    """An instance that takes a request and hangs up without an answer."""
+    one = Half()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def slow_half() -> Iterator[Half]:
+    """The same, which hangs up when it may."""
+    one = Half(waits=True)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    """An instance whose answers to /slow wait."""
+    one = Slow()
+    yield one
+    one.close()

@@ -17,7 +17,8 @@ import pytest
 
 from nginx_router.faults import STEPS
 
-from .conftest import Backend, Live, Root, until
+from .conftest import Live, Root, until
+from .instances import Backend
 
 HERE = Path(__file__).resolve().parents[2]
 BIN = HERE / ".venv/bin"

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .conftest import Backend
+from .instances import Backend
+from .spreading import HOST
 from .test_deploy_live import Clients
 from .test_sticky import marks, places
-from .test_updates import HOST, both, lively, pids
+from .updating import pids
 
 if TYPE_CHECKING:
     from .conftest import Live
-
-__all__ = ["both", "lively"]  # fixtures
 
 pytestmark = pytest.mark.timeout(240)
 

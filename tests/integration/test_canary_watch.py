@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Backend, Command, until
+from .conftest import Command, until
+from .instances import Backend
+from .spreading import HOST
 from .test_canary import upstreams
 from .test_health import watching
 from .test_sticky import marks
-from .test_updates import HOST, both
 
 if TYPE_CHECKING:
     from .conftest import Live
     from .test_watch import Watch
 
-__all__ = ["both", "watching"]  # fixtures
+__all__ = ["watching"]  # a fixture
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live, Result
+    from .conftest import Live, Result
+    from .instances import Backend
 
 pytestmark = pytest.mark.timeout(180)
 

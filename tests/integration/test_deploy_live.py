@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Backend
+from .instances import Backend
 
 if TYPE_CHECKING:
     from .conftest import Live

@@ -19,7 +19,8 @@ from nginx_router.processes import is_alive
 from .conftest import until
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live
+    from .conftest import Live
+    from .instances import Backend
 
 pytestmark = pytest.mark.timeout(90)
 

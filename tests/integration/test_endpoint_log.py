@@ -24,14 +24,13 @@ from nginx_router.processes import is_alive
 from nginx_router.store import Store
 
 from .conftest import ROUTER, until
+from .spreading import HOST, spread
 from .test_power_cut import ALL, comes_back, cut_power
-from .test_updates import HOST, lively, spread, three
 from .test_watch import Watch
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live
-
-__all__ = ["lively", "three"]
+    from .conftest import Live
+    from .instances import Backend
 
 COMMIT = STEPS.index("committed")
 pytestmark = pytest.mark.timeout(180)

@@ -23,7 +23,7 @@ from .conftest import NGINX, ROUTER, Live, Root, until
 from .test_host_mode import DEBIAN, Host
 
 if TYPE_CHECKING:
-    from .conftest import Backend
+    from .instances import Backend
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.skipif(NGINX is None, reason="no nginx on this machine")]
 

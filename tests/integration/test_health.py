@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .conftest import ROUTER, until
-from .test_updates import both as both  # the root in the one way of updating and in the other
-from .test_updates import lively as lively
 from .test_watch import Watch
 
 if TYPE_CHECKING:

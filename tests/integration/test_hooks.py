@@ -12,7 +12,8 @@ import pytest
 from .conftest import until
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live
+    from .conftest import Live
+    from .instances import Backend
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -18,7 +18,7 @@ from nginx_router.processes import is_alive
 from .conftest import NGINX, Live, until
 
 if TYPE_CHECKING:
-    from .conftest import Backend
+    from .instances import Backend
 
 DEBIAN = Path("/etc/nginx")
 

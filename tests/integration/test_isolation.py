@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live, Result
+    from .conftest import Live, Result
+    from .instances import Backend
 
 pytestmark = pytest.mark.timeout(60)
 

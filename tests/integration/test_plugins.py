@@ -16,7 +16,8 @@ from nginx_router.processes import all_pids, command_line
 from .conftest import until
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live
+    from .conftest import Live
+    from .instances import Backend
 
 pytestmark = pytest.mark.timeout(120)
 

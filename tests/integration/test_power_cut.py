@@ -21,7 +21,8 @@ from nginx_router.processes import is_alive
 from .conftest import until
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live
+    from .conftest import Live
+    from .instances import Backend
 
 RECORDER = Path(__file__).with_name("durable.py")
 COMMIT = STEPS.index("committed")

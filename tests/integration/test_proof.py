@@ -15,7 +15,8 @@ import pytest
 from .conftest import until
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live
+    from .conftest import Live
+    from .instances import Backend
 
 
 @dataclass(frozen=True)

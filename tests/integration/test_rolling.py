@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Backend, until
+from .conftest import until
+from .instances import Backend, Slow
+from .spreading import HOST
 from .test_deploy_live import Clients
-from .test_updates import HOST, Slow, both, slow
 
 if TYPE_CHECKING:
     from .conftest import Live
-
-__all__ = ["both", "slow"]  # fixtures
 
 pytestmark = pytest.mark.timeout(240)
 

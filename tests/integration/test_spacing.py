@@ -20,7 +20,8 @@ from nginx_router.processes import children, command_line
 from nginx_router.settings import Paths
 from nginx_router.spacing import LONGEST
 
-from .conftest import Backend, until
+from .conftest import until
+from .instances import Backend
 
 if TYPE_CHECKING:
     from .conftest import Live

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Backend, until
+from .conftest import until
+from .instances import Backend, Slow
+from .spreading import HOST
 from .test_canary import upstreams
-from .test_updates import HOST, Slow, both, slow
 from .test_websockets import Chat
 
 if TYPE_CHECKING:
     from .conftest import Live
-
-__all__ = ["both", "slow"]  # fixtures
 
 pytestmark = pytest.mark.timeout(180)
 

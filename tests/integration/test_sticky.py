@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Backend
-from .test_updates import HOST, both
+from .instances import Backend
+from .spreading import HOST
 
 if TYPE_CHECKING:
     from .conftest import Answer, Live
-
-__all__ = ["both"]  # a fixture
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -46,12 +44,6 @@ def places(live: Live, clients: list[str]) -> dict[str, str]:
             assert answer.status == 200, body
             found[mark] = body
     return found
-
-
-@pytest.fixture
-def three(backend: Callable[..., Backend]) -> list[Backend]:
-    """Three instances, with names of their own."""
-    return [backend(name) for name in ("one", "two", "three")]
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from nginx_router.top import Sample, Top
 from .conftest import ROUTER, until
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live
+    from .conftest import Live
+    from .instances import Backend
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -16,7 +16,8 @@ import pytest
 
 from nginx_router.processes import is_alive
 
-from .conftest import Backend, until
+from .conftest import until
+from .instances import Backend
 
 if TYPE_CHECKING:
     from .conftest import Live, Result

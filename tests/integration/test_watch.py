@@ -22,7 +22,8 @@ from nginx_router.processes import is_alive
 from .conftest import ROUTER, until
 
 if TYPE_CHECKING:
-    from .conftest import Backend, Live
+    from .conftest import Live
+    from .instances import Backend
 
 pytestmark = pytest.mark.timeout(120)
 

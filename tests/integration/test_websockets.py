@@ -11,8 +11,10 @@ import pytest
 
 from nginx_router.live import InFlight
 
-from .conftest import Backend, until
-from .test_updates import HOST, Slow, switch, under_way
+from .conftest import until
+from .instances import Backend, Slow
+from .spreading import HOST
+from .updating import switch, under_way
 
 if TYPE_CHECKING:
     from .conftest import Live, Result
