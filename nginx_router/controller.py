@@ -181,6 +181,17 @@ class Router:
         except RouterError:
             return None
 
+    def mend(self) -> None:
+        """Finish or undo what a killed command left, if it left something, so that the files say what a change will find.
+
+        Raises:
+            RouterError: it cannot be; the next change would meet the same.
+        """
+        from .submitting import Submitting
+
+        if self.store.is_changing():
+            Submitting(self.paths, self.tables).lead()
+
     def change(
         self,
         events: Sequence[Event],

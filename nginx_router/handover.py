@@ -131,7 +131,11 @@ Show = Callable[[Handover], None]
 
 @contextlib.contextmanager
 def turn(router: Router, app: str) -> Iterator[None]:
-    """The app's own lock."""
+    """The app's own lock, and what a killed command left mended: the endpoints that are read now are expected behind the checks.
+
+    Raises:
+        Busy: it is being deployed; its process is named.
+    """
     directory = router.paths.run / "deploy"
     if router.request.dry_run:
         yield
@@ -141,6 +145,7 @@ def turn(router: Router, app: str) -> Iterator[None]:
     try:
         if not lock.try_acquire():
             raise Busy(f"app {app} is being deployed by {lock.holder()}", hint="its lock is free when that has ended", app=app)
+        router.mend()
         yield
     finally:
         lock.release()

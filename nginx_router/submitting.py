@@ -69,7 +69,7 @@ class Submitting:
         withdrawn = False
         try:
             while (found := self._answer(ident)) is None:
-                if not wait.goes_on() and self._led() and not patient_until:
+                if not wait.goes_on() and self.lead() and not patient_until:
                     continue
                 waited = time.monotonic() - began
                 if waited >= patience and self._queue.withdraw(ident):
@@ -102,13 +102,13 @@ class Submitting:
     def _await(self, ident: str) -> Answers:
         while (found := self._answer(ident)) is None:
             # where the leader was killed, this one mends what it left
-            if self._led() and self._answer(ident) is None:
+            if self.lead() and self._answer(ident) is None:
                 raise Busy("the change was taken and not answered", hint="router status")
             time.sleep(_OFTEN)
         return found
 
-    def _led(self) -> bool:
-        """Lead, if the lock is free: everybody who waits is answered then."""
+    def lead(self) -> bool:
+        """Lead, if the lock is free: everybody who waits is answered then, and what a killed leader left is mended; whether it was free."""
         from .leader import Leader  # before the lock is had: others wait for it, and for no import
 
         tables, collects = self._tables(), gc.isenabled()

@@ -17,6 +17,8 @@ from nginx_router.faults import STEPS
 from nginx_router.processes import is_alive
 
 from .conftest import NGINX, until
+from .instances import Backend
+from .spreading import HOST
 
 if TYPE_CHECKING:
     from .conftest import Live
@@ -73,6 +75,27 @@ def test_a_command_killed_at_any_step_leaves_old_or_new_and_the_next_repairs(two
         live.serves_current()
         live.done("domains:add", "blog", new)
         assert live.get(new).body == "blog"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", ["deploy", "rollback"])
+def test_a_command_that_was_killed_at_any_step_can_be_given_again(both: Live, three: list[Backend], command: str) -> None:
+    both.app("blog", [HOST], [three[0]])
+    both.done("reconcile")
+    for number, step in enumerate(STEPS):
+        new = three[(number + 1) % 3]
+        words: tuple[object, ...] = ("apps:deploy", "blog", new, "--check", "/")
+        if command == "rollback":
+            both.done("apps:deploy", "blog", new)
+            both.done("apps:lock", "blog")  # a change of structure: the generation has that endpoint
+            words = ("generations:rollback", both.generations.current_number(), "blog", "--endpoints", "--check", "/")
+            both.done("apps:unlock", "blog")
+            both.done("apps:deploy", "blog", three[(number + 2) % 3])
+        result = both(*words, ROUTER_KILL_AT=step)
+        if result.code == -signal.SIGKILL:  # else it does not pass that step in this way of updating
+            both.done(*words)
+        assert both.get(HOST).body == new.name
+        both.is_consistent()
 
 
 @some_or_all

@@ -107,6 +107,9 @@ class FakeRouter:
     def journalled(self, event: Event) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def mend(self) -> None:
+        """No command was killed."""
+
     def gate(self, event: Event) -> None:
         self.steps.append(f"gate {event.action}")
         self.refuse(event)
@@ -347,6 +350,13 @@ def test_endpoints_that_were_changed_during_the_checks_are_a_conflict(router: An
     router.before_change = lambda: (directory / "UPSTREAMS").write_text("10.0.0.5:80\n")
     with pytest.raises(Conflict, match="changed during the checks"):
         deploy(router, listening())
+
+
+def test_what_was_made_during_the_checks_already_is_none(router: Any, listening: Callable[[], str]) -> None:
+    directory, new = an_app(router, "10.0.0.1:80\n"), listening()
+    router.before_change = lambda: (directory / "UPSTREAMS").write_text(f"{new} weight=2\n")
+    deploy(router, new)
+    assert (directory / "UPSTREAMS").read_text() == f"{new} weight=2\n"
 
 
 def test_a_second_deploy_of_the_same_app_is_told_who_is_at_it(router: Any, listening: Callable[[], str]) -> None:
