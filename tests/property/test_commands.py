@@ -21,7 +21,8 @@ from nginx_router.settings import Paths
 from . import hosts
 from .conftest import Slow
 from .hosts import NGINX, Host, sequences
-from .strategies import ARGUMENTS, NOT_DRAWN, PROXY_VALUES, Command, Put, Step, Write, steps
+from .strategies import ARGUMENTS, NOT_DRAWN, Command, Put, Step, Write, steps
+from .words import PROXY_VALUES
 
 
 def test_every_command_is_drawn_or_named_as_one_that_is_not(router_root: Path) -> None:
