@@ -135,6 +135,9 @@ def drain_endpoints(router: Router, app: str, addresses: Sequence[str], options:
 def retire(router: Router, app: str, addresses: Sequence[str], options: Options, show: Show) -> None:
     """Drain these endpoints, then remove their lines: those that still drain then.
 
+    One that is no endpoint of the app any more, because a deploy replaced it and did not drain it, is waited for as well, so that it may be
+    stopped when this returns; it is not among those that are shown.
+
     Raises:
         NotFound: there is no such app.
         NotDrained: as for `drain_endpoints`, or the change that removes the lines failed: the lines are still there, and a second call
@@ -143,16 +146,15 @@ def retire(router: Router, app: str, addresses: Sequence[str], options: Options,
     began = time.monotonic()
     require_counts(router, app, options)
     there = {e.address.text for e in router.app(app).endpoints}
-    given = _addresses(addresses)
-    for absent in (a for a in given if a.text not in there):
+    asked = _addresses(addresses)
+    for absent in (a for a in asked if a.text not in there):
         router.request.say(f"{absent} is not on {app}")
-    given = [a for a in given if a.text in there]
-    if not given:
-        return show(Handover.since(began, app, Swap(router.generations.current_number(), "nothing", ())))
+    given = [a for a in asked if a.text in there]
     again: Sequence[str] = ()
     with Signals() as signals:
-        swap = _set_drain(router, app, given, options, signals)
-        if not router.request.dry_run:
+        swap = _set_drain(router, app, given, options, signals, asked)
+        swap = replace(swap, retired=tuple(one for one in swap.retired if one in there))
+        if given and not router.request.dry_run:
             try:
                 outcome = router.change([_upstreams(app, "remove", given, only_draining=True)])[0]
             except RouterError as why:
@@ -271,8 +273,11 @@ def _addresses(words: Sequence[str]) -> list[Address]:
     return list(dict.fromkeys(map(address, words)))
 
 
-def _set_drain(router: Router, app: str, addresses: Sequence[Address], options: Options, signals: Signals) -> Swap:
-    return swap_and_wait(router, _upstreams(app, "drain", addresses), "draining", options, signals, [a.text for a in addresses])
+def _set_drain(
+    router: Router, app: str, addresses: Sequence[Address], options: Options, signals: Signals, waited_for: Sequence[Address] | None = None
+) -> Swap:
+    retired = [a.text for a in (addresses if waited_for is None else waited_for)]
+    return swap_and_wait(router, _upstreams(app, "drain", addresses), "draining", options, signals, retired)
 
 
 def _upstreams(app: str, verb: str, addresses: Sequence[Address], **more: Any) -> Event:

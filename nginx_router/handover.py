@@ -191,7 +191,9 @@ def swap_and_wait(
             many = "1 websocket is" if drained.websockets == 1 else f"{drained.websockets} websockets are"
             router.request.say(f"{many} still open on {' '.join(leaving)}: whoever stops these cuts them")
         if given_up or (left and options.strict):
-            raise NotDrained(f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}", app=event.app)
+            again = "the same command again" if retired is not None else f"router apps:retire {event.app} {' '.join(leaving)}"
+            what = f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}"
+            raise NotDrained(what, hint=f"stop none of them yet; what waits until they may be: {again}", app=event.app)
         swap = Swap(outcome.generation, outcome.kind, leaving, left, drained.websockets, (outcome,), staying, resolved)
 
     taken_in, lines = _taken_in(router, event)

@@ -44,6 +44,26 @@ def test_an_old_instance_is_printed_when_its_last_request_is_answered(both: Live
     assert answers == [200]
 
 
+def test_what_a_strict_deploy_did_not_drain_may_be_stopped_when_retire_says_so(both: Live, slow: Slow, three: list[Backend]) -> None:
+    both.app("blog", [HOST], [slow])
+    both.done("reconcile")
+    asking = threading.Thread(target=both.get, args=(HOST, "/slow"))
+    asking.start()
+    assert slow.held.wait(10)
+    result = both("apps:deploy", "blog", three[0], "--drain", "0", "--drain-strict")
+    assert result.code == 15 and result.out == "" and f"router apps:retire blog {slow}" in result.err, result
+    result = both("apps:retire", "blog", slow, "--drain", "0", "--drain-strict")
+    assert result.code == 15 and f"not drained: {slow}" in result.err, result
+    retire = both.begin("apps:retire", "blog", slow)
+    time.sleep(0.5)
+    assert retire.process.poll() is None, "the request is still under way"
+    slow.may_go.set()
+    result = retire.wait()
+    assert result.code == 0 and result.out == "", result
+    asking.join(10)
+    both.is_consistent()
+
+
 def test_at_the_deadline_it_is_printed_and_said(both: Live, slow: Slow, three: list[Backend]) -> None:
     both.app("blog", [HOST], [slow])
     both.done("reconcile")

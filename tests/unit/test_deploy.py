@@ -731,7 +731,16 @@ def test_retiring_what_is_not_there_is_quiet(router: Any) -> None:
     an_app(router, "10.0.0.1:80\n")
     assert retire(router, "10.0.0.2:80").swap.kind == "nothing"
     assert router.said == ["10.0.0.2:80 is not on blog"]
-    assert router.steps == []
+    assert upstreams(router) == "10.0.0.1:80\n"
+
+
+@pytest.mark.usefixtures("never_drained")
+def test_retiring_what_a_deploy_did_not_drain_waits_for_it(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    an_app(router, "10.0.0.1:80\n")
+    with pytest.raises(NotDrained, match=r"not drained: 10\.0\.0\.2:80$"):
+        retire(router, "10.0.0.2:80", drain=0, strict=True)
+    monkeypatch.setattr(drain, "held", lambda *_: {})
+    assert retire(router, "10.0.0.2:80", "10.0.0.1:80").swap.retired == ("10.0.0.1:80",)
 
 
 @pytest.mark.usefixtures("never_drained")
