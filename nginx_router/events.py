@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from . import canaries, lines
 from .errors import Conflict, NotFound, UsageProblem, nearest
 from .model import APP_TOML, DOMAINS, SNIPPETS, TEMPLATE, UPSTREAMS, App, Facts, Texts, parse_toml
-from .names import domain, endpoint_line
+from .names import WEB, domain, endpoint_line
 from .properties import lookup
 from .tomltext import set_key
 from .upstreams import addresses as all_addresses
@@ -263,7 +263,7 @@ def _deploy(event: Event, world: World) -> Edit:
         retired += left
         # requests are asked for them, and an exit 0 says that they get some; what an earlier version asks for names none
         text, lifted = let_in(text, process, event.args.get("named", {}).get(process, ()))
-        notes = (*notes, *lifted)
+        notes = (*notes, *lifted, *_nowhere(app, process, addresses))
     texts[UPSTREAMS] = text
     if canary is not None:
         texts = canaries.flagged(app, texts, canary, event.args["processes"])
@@ -273,6 +273,15 @@ def _deploy(event: Event, world: World) -> Edit:
             texts[APP_TOML] = set_key(texts.get(APP_TOML, ""), "count", process, count)
     still = all_addresses(text)
     return Edit(apps={name: texts}, notes=notes, answer={"retired": [a for a in dict.fromkeys(retired) if a not in still]})
+
+
+def _nowhere(app: App, process: str, addresses: Sequence[str]) -> list[str]:
+    """What is said of the first instances of a process that no port leads to: its name may be misspelt."""
+    served = {port.process for port in app.ports} or {WEB}
+    if not addresses or process in served or app.of_process(process):
+        return []
+    more = f"router ports:add {app.name} http:PORT:{process}"
+    return [f"no port of {app.name} leads to {process}{nearest(process, sorted(served))}; unless a template or snippet names it: {more}"]
 
 
 def _ports(event: Event, world: World) -> Edit:

@@ -13,7 +13,7 @@ from . import canaries, health, journal, live, sockets
 from .entries import values_of
 from .errors import RouterError
 from .files import FileLock
-from .model import parse_app
+from .model import parse_app, parse_globals
 from .names import Endpoint
 from .orphans import counted
 from .times import stamp
@@ -172,6 +172,9 @@ def status(router: Router) -> dict[str, Any]:
         updates, mode = settings.get("updates"), settings.get("mode")
     except RouterError as why:
         problems.append(why.message)
+        if index is not None:  # what is served goes on as it was set
+            was = parse_globals(index.config, index.global_domains, router.tables())
+            updates, mode = was.get("updates"), was.get("mode")
     return {
         "generation": index.number if index else None,
         "serving": router.serving() if master or orphans else None,

@@ -171,7 +171,8 @@ def _summary(done: str, handover: Handover) -> str:
     """What became of it, what it cost as every change says it, and how long a person waited."""
     swap = handover.swap
     if swap.kind == "nothing":
-        what = "nothing to change"
+        is_new = any(not outcome.event.args.get("existed", True) for outcome in swap.outcomes)
+        what = f"created; nothing leads to it before: router domains:add {handover.app} DOMAIN" if is_new else "nothing to change"
     elif any(outcome.serving is not None for outcome in swap.outcomes):
         what = f"{done} as generation {swap.generation}, {swap.kind}, {cost(swap.outcomes)}"
     else:

@@ -195,3 +195,15 @@ def test_a_dry_run_says_that_nothing_is_reloaded(lively: Live, three: list[Backe
     with lively.unchanged():
         result = lively.done("apps:deploy", "blog", three[1], "--dry-run")
     assert "endpoints: no reload" in result.err, result
+
+
+def test_a_deploy_that_creates_an_app_without_a_domain_says_so(lively: Live, three: list[Backend]) -> None:
+    result = lively.done("apps:deploy", "blog", three[0], "--create")
+    assert "blog: created; nothing leads to it before: router domains:add blog DOMAIN" in result.err, result
+    assert "nothing to change" in lively.done("apps:deploy", "blog", three[0]).err
+
+
+def test_status_says_what_is_served_where_the_settings_cannot_be_read(lively: Live) -> None:
+    lively.write("router.toml", f'{lively.paths.config.read_text()}updats = "live"\n')
+    status = lively("status", "--format", "json").json
+    assert status["updates"] == "live" and any("did you mean updates?" in each for each in status["problems"])

@@ -337,6 +337,14 @@ def test_several_processes_are_swapped_at_once_and_an_address_that_changes_proce
     assert edit.answer == {"retired": ["10.0.0.3:80"]}
 
 
+def test_a_process_that_no_port_leads_to_is_said_once(world: World) -> None:
+    edit = deploy(world, "blog", webb=["10.0.0.9:81"])
+    (note,) = edit.notes
+    assert note.startswith("no port of blog leads to webb; did you mean web?") and note.endswith("router ports:add blog http:PORT:webb")
+    world.apply("ports", "blog", verb="add", ports=["http:9000:jobs"])
+    assert deploy(world, "blog", jobs=["10.0.0.9:82"]).notes == () == deploy(world, "blog", webb=["10.0.0.9:83"]).notes
+
+
 def test_scale_to_nothing_and_the_counts(world: World) -> None:
     world.apply("deploy", "blog", processes={"web": []}, expected={"web": ["10.0.0.3:80"]}, existed=True, counts={"web": 0})
     assert world.apps["blog"]["UPSTREAMS"] == "# one\napi 10.0.0.3:81\n"
