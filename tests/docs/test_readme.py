@@ -13,6 +13,15 @@ HERE = Path(__file__).resolve().parents[2]
 README = (HERE / "README.md").read_text()
 
 
+#: An instance: it serves its directory.
+APP = """\
+import os, http.server as h
+class H(h.SimpleHTTPRequestHandler):
+    def log_message(self, *a): pass
+h.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever()
+"""
+
+
 def block(mark: str) -> str:
     found = re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", README, re.S)
     assert found, mark
@@ -25,7 +34,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _serving(port: int, host: str) -> str:
+def serving(port: int, host: str) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": host})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return str(answer.read().decode())
@@ -60,18 +69,16 @@ def test_a_git_push_deploys_and_the_next_one_replaces_it(environment: dict[str, 
     (repo / "hooks/post-receive").write_text(block("post-receive"))
     (repo / "hooks/post-receive").chmod(0o755)
     run("git", "clone", "-q", str(repo), str(work))
-    app = "import os,http.server as h\nclass H(h.SimpleHTTPRequestHandler):\n    def log_message(self, *a): pass\n"
-    app += 'h.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever()\n'
     for version in ("one", "two"):
         (work / "index.html").write_text(version)
-        (work / "app.py").write_text(app)
+        (work / "app.py").write_text(APP)
         (work / "run").write_text("#!/bin/sh\nexec python3 app.py\n")
         (work / "run").chmod(0o755)
         run("git", "add", "-A", cwd=work)
         run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", version, cwd=work)
         said = run("git", "push", "-q", "origin", "HEAD:main", cwd=work)
         assert f"http://blog.localhost:{port}" in said
-        assert _serving(port, "blog.localhost") == version
+        assert serving(port, "blog.localhost") == version
     deadline = time.monotonic() + 10
     while len(list((base / "pids/blog").glob("*.pid"))) > 1 and time.monotonic() < deadline:
         time.sleep(0.05)
