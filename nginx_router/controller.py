@@ -181,16 +181,18 @@ class Router:
         except RouterError:
             return None
 
-    def mend(self) -> None:
-        """Finish or undo what a killed command left, if it left something, so that the files say what a change will find.
+    def mend(self, app: str) -> None:
+        """Finish or undo what a killed command left of an app, if it left something, so that its files say what a change will find.
 
         Raises:
             RouterError: it cannot be; the next change would meet the same.
         """
         from .submitting import Submitting
 
-        if self.store.is_changing():
-            Submitting(self.paths, self.tables).lead()
+        deadline = time.monotonic() + self.request.lock_timeout
+        # another command may be mending it just then, or be at a change of this app: its files are not what they will be
+        while self.store.is_changing_app(app) and not Submitting(self.paths, self.tables).lead() and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def change(
         self,

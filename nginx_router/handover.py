@@ -145,7 +145,7 @@ def turn(router: Router, app: str) -> Iterator[None]:
     try:
         if not lock.try_acquire():
             raise Busy(f"app {app} is being deployed by {lock.holder()}", hint="its lock is free when that has ended", app=app)
-        router.mend()
+        router.mend(app)
         yield
     finally:
         lock.release()

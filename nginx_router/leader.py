@@ -147,15 +147,15 @@ class Leader:
     def _succeed(self, batch: Batch, done: Done) -> None:
         for ident, answers in _answers(batch, done).items():
             self._answers[ident] |= {int(place): answer for place, answer in answers.items()}
+        with contextlib.suppress(OSError):  # before anybody is told: a leader that is killed then would leave an app stale that is served
+            if served := {name: None for applied in batch.applied for a in applied for name in a.edit.apps}:
+                self._store.mark_stale(served)
         self._hand_out_all(batch.units)
         faults.step("answered")
         # this one is served: what cannot be tidied now is tidied after a later change
         with contextlib.suppress(RouterError, OSError):
             self._keep = int(batch.candidate.settings.get("generations-keep"))
             self.transaction.settled(self._keep)
-        with contextlib.suppress(OSError):
-            if served := {name: None for applied in batch.applied for a in applied for name in a.edit.apps}:
-                self._store.mark_stale(served)
 
     def _hand_out_all(self, units: Sequence[Unit]) -> None:
         failed: OSError | None = None

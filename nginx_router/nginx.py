@@ -255,13 +255,14 @@ class Nginx:
             raise ProxyDown("nginx is not running", hint=self.start_line())
         self._refuse_what_cannot_be_proven(facts)
         self._make_directories()
+        if not (before := proof.last(self.paths.run)):
+            proof.until_still(master)
         old = [w for w in self.workers(master) if not w.shutting_down]
         # who accepts has the listeners of the master, and the descriptors of a thousand apps take 10 ms a process
         held = sockets.held_by(w.pid for w in old)
         ports = sockets.ports_of(held)
         touched, websockets = sum(_client_connections(held, ports)), self._websockets(old)
         log = errorlog.Tail(self.error_log)
-        before = proof.last(self.paths.run)
         proof.note(self.paths.run, "")
         command = self.settings.get("reload-command")
         if self.is_host_mode and command:

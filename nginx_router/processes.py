@@ -19,6 +19,22 @@ def is_alive(pid: int, started: int | None = None) -> bool:
     return bool(fields) and fields[0] not in "ZX" and (started is None or int(fields[19]) == started)
 
 
+def has_pending(pid: int, number: int) -> bool:
+    """Whether a signal was sent to a process that has not taken it yet (SigPnd and ShdPnd of proc(5) status)."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+def ticks(pid: int) -> int:
+    """The CPU time that a process used, in clock ticks (fields 14 and 15 of proc(5) stat)."""
+    fields = _stat(pid)
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
 def command_line(pid: int) -> str:
     """The command line, words parted by blanks; empty when the process is gone."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from .dataplane import Worker
 from .errorlog import Tail
 from .errors import ReloadFailed
-from .processes import command_line, is_alive
+from .processes import children, command_line, has_pending, is_alive, ticks
 
 #: How long a reload may take to be proven; with 10,000 vhosts the parse alone takes 6 s.
 SECONDS = 30.0
@@ -22,6 +23,10 @@ SECONDS = 30.0
 
 #: What a host ran out of (ENOMEM, ENFILE, EMFILE, ENOSPC): no app's doing, and each further try parses everything again.
 _OF_THE_HOST = re.compile(r"\((12|23|24|28): ")
+
+
+#: How long a master has to stand still to be out of a reload that nobody proved: it has 10 ms at most between what it does.
+_STILL = 0.3
 
 
 class Kept(ReloadFailed):
@@ -34,6 +39,23 @@ class Conflicting(ReloadFailed):
     """The master took it up, but gave one app's name to another."""
 
     is_of_the_configuration = True
+
+
+def until_still(master: int) -> None:
+    """Wait until nginx is done with the signal of a command that was killed behind it.
+
+    A second reload would be proven by what the first began while the second is still to come, and that one reads what the next change
+    has not written yet.  The master is done when it has no HUP left, uses no CPU time and has the same children for a while.
+    """
+    deadline = time.monotonic() + SECONDS
+    before, since = None, time.monotonic()
+    while (now := time.monotonic()) < deadline:
+        state = has_pending(master, signal.SIGHUP), ticks(master), frozenset(children(master))
+        if state != before or state[0]:
+            before, since = state, now
+        elif now - since > _STILL:
+            return
+        time.sleep(0.02)
 
 
 def prove(master: int, old: Sequence[Worker], answers: Callable[[], bool], log: Tail, *, minds_conflicts: bool) -> None:

@@ -29,7 +29,8 @@ def rollback(
         RouterError: the one app that was named cannot have it; nothing was changed.
     """
     if endpoints and not router.request.dry_run:
-        router.mend()  # the endpoints that are there now are expected to be there behind the checks
+        for name in names or router.store.names():
+            router.mend(name)  # the endpoints that are there now are expected to be there behind the checks
     then = router.generations.index(number)
     if endpoints and then.is_lost:
         router.request.say(f"warning: endpoints.log of generation {number} is lost: endpoints are those that it began with, not its last")

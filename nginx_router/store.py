@@ -291,6 +291,14 @@ class Store:
         """Whether a change is under way, or a crash left one."""
         return self.paths.intent.exists() or self.paths.changing.exists()
 
+    def is_changing_app(self, app: str) -> bool:
+        """The same of one app, as far as it is known: a change of endpoints alone does not say of whom it is, and takes some ms."""
+        with contextlib.suppress(StateCorrupt):
+            if (found := self.intent()) is not None:
+                paths = [path for step in found[1] for path in ([step.path] if isinstance(step, Write) else [step.old, step.new])]
+                return any(f"{path}/".startswith(f"apps/{app}/") for path in paths)
+        return self.is_changing()
+
     def empty_trash(self) -> None:
         """Remove the directories of destroyed apps; what may not be removed, or takes too long, stays in apps/.trash."""
         if os.path.lexists(self.paths.root / TRASH):

@@ -106,7 +106,8 @@ class Commands:
             if killed_after is not None:
                 await asyncio.wait({talking}, timeout=killed_after)
                 if child.returncode is None:
-                    child.kill()
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child.pid, signal.SIGKILL)  # child.kill() may reap it before its watcher, which says 255 then
             out, err = await asyncio.wait_for(talking, PATIENCE)
         except TimeoutError:
             child.kill()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nginx_router.faults import STEPS
-from nginx_router.processes import is_alive
+from nginx_router.processes import has_pending, is_alive
 
 from .conftest import NGINX, until
 from .instances import Backend
@@ -75,6 +75,27 @@ def test_a_command_killed_at_any_step_leaves_old_or_new_and_the_next_repairs(two
         live.serves_current()
         live.done("domains:add", "blog", new)
         assert live.get(new).body == "blog"
+
+
+def test_a_reload_of_a_killed_command_ends_before_the_next_begins(two_apps: Live) -> None:
+    live = two_apps
+    os.kill(live.master or 0, signal.SIGSTOP)
+    try:
+        command = live.begin("domains:add", "blog", "www.blog.test")
+        until(lambda: has_pending(live.master or 0, signal.SIGHUP), 20, "its HUP")
+        command.process.kill()
+        command.wait()
+        # who finds it first: one on top of the other would be one signal
+        following = live.begin("domains:add", "shop", "www.shop.test")
+        time.sleep(1.5)
+        assert following.process.poll() is None
+        before = live.workers()
+    finally:
+        os.kill(live.master or 0, signal.SIGCONT)
+    assert following.wait().code == 0
+    assert (live.get("www.blog.test").body, live.get("www.shop.test").body) == ("blog", "shop")
+    assert not set(before) & set(live.workers())
+    live.serves_current()
 
 
 @pytest.mark.timeout(300)

@@ -107,7 +107,7 @@ class FakeRouter:
     def journalled(self, event: Event) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def mend(self) -> None:
+    def mend(self, app: str) -> None:
         """No command was killed."""
 
     def gate(self, event: Event) -> None:

@@ -1,8 +1,12 @@
-"""Whose doing it is that nginx keeps the old configuration."""
+"""Whose doing it is that nginx keeps the old configuration, and when it is done with an earlier signal."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +41,33 @@ def test_what_the_host_ran_out_of_is_no_apps_doing(words: str, is_of_the_configu
     with pytest.raises(ReloadFailed) as why:
         proof.prove(os.getpid(), [], lambda: False, Said(words), minds_conflicts=True)  # type: ignore[arg-type]
     assert words in why.value.message and why.value.is_of_the_configuration == is_of_the_configuration
+
+
+BUSY_LATER = """
+import signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+signal.signal(signal.SIGHUP, lambda *_: None)
+print(flush=True); input()
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+end = time.process_time() + 0.6
+while time.process_time() < end: pass
+print(flush=True); input()
+"""
+
+
+def test_a_master_with_a_signal_left_does_not_stand_still() -> None:
+    with subprocess.Popen([sys.executable, "-c", BUSY_LATER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGHUP)
+        waiting = threading.Thread(target=proof.until_still, args=(child.pid,))
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive(), "it has not taken the signal"
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        assert waiting.is_alive(), "it is at work"
+        waiting.join(10)
+        assert not waiting.is_alive() and child.poll() is None
+        child.kill()
