@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .draft import Draft
-from .errors import ChecksFailed, Conflict, NotPermitted, PluginBroken, RouterError, UsageProblem, as_error, error_as_json
+from .errors import ChecksFailed, Conflict, PluginBroken, RouterError, UsageProblem, as_error, error_as_json, of_system
 from .events import Event, reduce
 from .files import read_text
 from .fitting import fit
@@ -320,7 +320,4 @@ def _each_count(hook: str, event: Event, told: dict[str, Any]) -> list[dict[str,
 
 def _as_error(why: RouterError | OSError) -> RouterError:
     """An error of the system, of a file that cannot be read for one, is that of its app alone."""
-    if isinstance(why, RouterError):
-        return why
-    message = f"{why.filename or 'system'}: {why.strerror or why}"
-    return NotPermitted(message) if isinstance(why, PermissionError) else RouterError(message)
+    return why if isinstance(why, RouterError) else of_system(why)

@@ -19,7 +19,7 @@ from typing import Any
 from . import health
 from .controller import Outcome, Request, Router
 from .entries import values_of
-from .errors import RouterError, UsageProblem
+from .errors import RouterError, UsageProblem, of_system
 from .events import Event
 from .generations import Index
 from .model import App, Facts, parse_app, parse_globals
@@ -109,7 +109,7 @@ class Checking:
         try:
             outcomes = self._router.change(events, independent=True)
         except (RouterError, OSError) as why:
-            self._fail(why.message if isinstance(why, RouterError) else f"{why.filename or 'system'}: {why.strerror or why}")
+            self._fail((why if isinstance(why, RouterError) else of_system(why)).message)
             return
         except Exception as why:  # whatever a change makes of us, edits are to be taken up on
             self._fail("".join(traceback.format_exception(why)))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from .commands import find, nearest_of
-from .errors import NotPermitted, RouterError, Terminated, UsageProblem
+from .errors import NotPermitted, RouterError, Terminated, UsageProblem, of_system
 from .names import shown
 from .output import Output
 from .parsing import parse
@@ -171,17 +171,16 @@ def _with_sudo(words: Sequence[str]) -> str:
 
 
 def _as_error(why: BaseException, words: Sequence[str]) -> RouterError:
-    if isinstance(why, PermissionError):
-        return NotPermitted(f"{_place(why)}: not permitted", hint=_with_sudo(words))
     if isinstance(why, OSError):
-        return RouterError(f"{_place(why)}: {why.strerror or why}")
+        from .settings import paths
+
+        error = of_system(why, str(paths().root))
+        if isinstance(error, NotPermitted):
+            error.hint = _with_sudo(words)
+        return error
     log = _log_traceback(why, words)
     what = f"unexpected {type(why).__name__}: {why}"
     return RouterError(f"{what}; traceback in {log}" if log else what, hint="--trace prints the traceback")
-
-
-def _place(why: OSError) -> str:
-    return " -> ".join(os.fsdecode(name) for name in (why.filename, why.filename2) if isinstance(name, str | bytes)) or "system"
 
 
 def _log_traceback(why: BaseException, words: Sequence[str]) -> str | None:

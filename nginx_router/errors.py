@@ -6,6 +6,8 @@ The exit codes are a promise to scripts; `docs/exit-codes.md` is made of them.
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -170,6 +172,18 @@ BY_EXIT_CODE: dict[int, type[RouterError]] = {
 def error_as_json(why: RouterError) -> dict[str, Any]:
     """An error as plain values, for the way between processes."""
     return {"exit": why.exit_code, "message": why.message, "hint": why.hint, "app": why.app}
+
+
+def of_system(why: OSError, place: str = "") -> RouterError:
+    """An error of the system itself, such as a full disk: where, which it may not say itself (`place` then), its words and what to do."""
+    names = [os.fsdecode(name) for name in (why.filename, why.filename2) if isinstance(name, str | bytes)]
+    where = " -> ".join(names) or place or "system"
+    if isinstance(why, PermissionError):
+        return NotPermitted(f"{where}: not permitted")
+    is_full = why.errno in (errno.ENOSPC, errno.EDQUOT) and why.filename != "standard output"
+    return RouterError(
+        f"{where}: {why.strerror or why}", hint="free some space there (df -h, df -i), then the same command again" if is_full else ""
+    )
 
 
 def as_error(raw: Mapping[str, Any]) -> RouterError:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from . import proxy
 from .controller import Request, Router
-from .errors import Busy, RouterError
+from .errors import Busy, RouterError, of_system
 from .processes import is_alive, started_at
 
 #: Seconds until the second start, and until the last of many; the first is made at once.
@@ -71,7 +71,7 @@ class Keeping:
         return True
 
     def _fail(self, why: RouterError | OSError, began: float) -> None:
-        error = why if isinstance(why, RouterError) else RouterError(f"{why.filename or 'system'}: {why.strerror or why}")
+        error = why if isinstance(why, RouterError) else of_system(why)
         problem = f"nginx ended, and is tried again less and less often: {error.message}"
         if problem != self._said:
             self._router.record(began, error)

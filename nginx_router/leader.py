@@ -19,7 +19,7 @@ from typing import Any
 
 from . import faults
 from .candidate import Applied
-from .errors import Busy, HostProblem, NginxRejected, NotPermitted, ProxyDown, ReloadFailed, RouterError, StateCorrupt
+from .errors import Busy, HostProblem, NginxRejected, NotPermitted, ProxyDown, ReloadFailed, RouterError, StateCorrupt, of_system
 from .events import Event
 from .fitting import Batch, Unit, explain, suspects
 from .model import Tables
@@ -243,9 +243,8 @@ def _error(why: Exception, event: Event, log: Path) -> dict[str, Any]:
     if not isinstance(why, RouterError | OSError):
         return {"exit": 1, "message": f"unexpected {type(why).__name__}: {why}", "hint": f"the traceback is in {log}", "app": event.app}
     if isinstance(why, OSError):
-        path = f" ({why.filename})" if why.filename else ""
-        code, message = 14 if isinstance(why, PermissionError) else 1, f"{why.strerror or why}{path}"
-        return {"exit": code, "message": message, "hint": "", "app": event.app}
+        error = of_system(why, str(log.parent.parent))
+        return {"exit": error.exit_code, "message": error.message, "hint": error.hint, "app": event.app}
     message = why.message
     if event.app and isinstance(why, ReloadFailed | NginxRejected) and f"app {event.app}" not in message:
         message = f"app {event.app}: {message}"

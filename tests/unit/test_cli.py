@@ -132,10 +132,14 @@ def test_missing_permission_names_the_sudo_line(run: Run, router_root: Path, mon
     assert run("apps:list").talk[1] == "  sudo router apps:list"
 
 
-def test_an_error_of_the_system_is_its_text_and_path(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing(monkeypatch, OSError(28, "No space left on device", "/x/apps"))
+def test_an_error_of_the_system_is_its_text_and_path(run: Run, monkeypatch: pytest.MonkeyPatch, router_root: Path) -> None:
+    failing(monkeypatch, OSError(5, "Input/output error", "/x/apps"))
     got = run("apps:list")
-    assert (got.code, got.talk) == (1, ["router: /x/apps: No space left on device"])
+    assert (got.code, got.talk) == (1, ["router: /x/apps: Input/output error"])
+    failing(monkeypatch, OSError(28, "No space left on device"))  # a write does not say where
+    got = run("apps:list")
+    free = "  free some space there (df -h, df -i), then the same command again"
+    assert (got.code, got.talk) == (1, [f"router: {router_root}: No space left on device", free])
 
 
 @pytest.mark.parametrize(("why", "code"), [(KeyboardInterrupt(), 130), (SystemExit(8), 8), (SystemExit(143), 143), (SystemExit(None), 0)])
