@@ -231,7 +231,7 @@ In another terminal:
         snippet = self.root / shown
         step = self._step("break shop's snippet")
         snippet.parent.mkdir(exist_ok=True)
-        self._show(f"$ echo 'client_max_body_size 1 megabyte;' >{shown}")
+        self._show(f"$ mkdir -p {shown.parent}; echo 'client_max_body_size 1 megabyte;' >{shown}")
         snippet.write_text("client_max_body_size 1 megabyte;\n")
         self.router("reconcile", "shop", expect=8)
         for host in HOSTS:
