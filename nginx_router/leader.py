@@ -58,6 +58,8 @@ class Leader:
         """Mend what a crash left, then answer everything that waits and need not wait for a later reload."""
         for ident, answers in self.transaction.recover().items():
             self._answers[ident] = {int(place): answer for place, answer in answers.items()}
+            with contextlib.suppress(OSError):  # whoever made it was killed before it could say that these are served
+                self._store.mark_stale({answer["app"]: None for answer in answers.values() if answer.get("app")})
         while submissions := self._queue.take(lambda: self._spacing.left() > 0):
             faults.step("taken")
             for submission in submissions:

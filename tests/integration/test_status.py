@@ -70,11 +70,12 @@ def test_a_stale_app_is_8_with_nginxs_line_on_stderr(two_apps: Live) -> None:
     assert two_apps.get("shop.test").body == "shop"
 
 
-def test_an_app_that_is_served_again_is_not_stale_though_nobody_was_told(two_apps: Live) -> None:
+@pytest.mark.parametrize("step", ["committed", "proven", "answered"])
+def test_an_app_that_is_served_again_is_not_stale_though_nobody_was_told(two_apps: Live, step: str) -> None:
     two_apps.snippet("shop", "no_such_directive on;\n")
     assert two_apps("reconcile", "shop").code == 8
     two_apps.snippet("shop", "client_max_body_size 2m;\n")
-    assert two_apps("reconcile", "shop", ROUTER_KILL_AT="answered").code == -signal.SIGKILL
+    assert two_apps("reconcile", "shop", ROUTER_KILL_AT=step).code == -signal.SIGKILL
     two_apps.done("domains:add", "blog", "www.blog.test")
     assert two_apps("status").code == 0
 
