@@ -28,5 +28,5 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         for pid in root.rglob("*.pid"):
             if pid.name != "nginx.pid":
                 with contextlib.suppress(ProcessLookupError, ValueError):
-                    os.killpg(int(pid.read_text()), signal.SIGTERM)
+                    os.killpg(int(pid.read_text().partition(" ")[0]), signal.SIGTERM)
         shutil.rmtree(root, ignore_errors=True)
