@@ -280,8 +280,11 @@ class Nginx:
             raise ReloadFailed(f"the reload failed: {errorlog.words(done.stderr.splitlines())}", hint=f"its log: {self.error_log}")
         try:
             proof.prove(master, old, lambda: self._answers(facts, probe, before), log, minds_conflicts=not self.is_host_mode)
-        except proof.Kept:
+        except proof.Kept as why:
             proof.note(self.paths.run, before)
+            if listening.is_taken([why.message]):
+                why.message = listening.named([why.message])[0]
+                why.hint = f"stop it, or take another port; its log: {self.error_log}"
             raise
         finally:
             log.close()

@@ -7,8 +7,9 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .candidate import Candidate
 from .confinement import confine
@@ -28,6 +29,11 @@ _LACKS = re.compile(r'"(?P<path>/[^"]*)" failed \((?P<errno>\d+): ')
 _OF_THE_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
 _DUPLICATE = re.compile(r'"(?P<directive>[a-z_]+)" directive is duplicate')
 _CONFLICT = re.compile(r'conflicting server name "(?P<name>[^"]+)"')
+_LOCATION_TWICE = re.compile(r'duplicate location "(?P<name>[^"]+)"')
+_UNKNOWN_VARIABLE = re.compile(r'unknown "(?P<name>\w+)" variable')
+_NAMED = re.compile(r'zone "(?P<zone>[^"]+)"|"(?P<path>/[^"]+)"')  # what else nginx names without a file and a line
+_COMMENT = re.compile(r"(?:^|(?<=\s))#.*")
+_JINJA_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
 def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered]) -> None:
@@ -147,7 +153,7 @@ def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendere
             # of the host and not of the app: its vhost was not judged at all
             raise OSError(int(lacks["errno"]), os.strerror(int(lacks["errno"])), lacks["path"])
     if not result.ok or conflict:
-        raise _rejection(candidate, apps, places, result.messages, conflict)
+        raise _rejection(candidate, apps, places, result.messages, conflict, directory)
     for doubt in doubts:
         if doubt:
             raise NginxRejected(doubt, app=doubt.split()[1].rstrip(":"))
@@ -199,6 +205,7 @@ def _rejection(
     places: Mapping[str, tuple[str, str]],
     messages: tuple[str, ...],
     conflict: str | None,
+    scratch: Path,
 ) -> NginxRejected:
     text = next(
         (m for m in messages if m.startswith("[emerg]")), conflict or (messages[-1] if messages else "nginx -t failed and said nothing")
@@ -206,6 +213,8 @@ def _rejection(
     match = _PLACE.match(text)
     if match and match["path"] in places:
         app, source = places[match["path"]]
+        if source == "its vhost" and (cause := _behind(apps[app], match["text"], Path(match["path"]).parent)):
+            return _caused(app, cause, match["text"])
         excerpt = _line(Path(match["path"]), int(match["line"]))
         hint = _property_hint(app, match["text"], excerpt) or excerpt
         return NginxRejected(f"app {app}: nginx rejected {source}:{match['line']}: {match['text']}", hint=hint, app=app)
@@ -220,10 +229,78 @@ def _rejection(
             app=thief,
         )
     if len(apps) == 1:
-        app = next(iter(apps))
+        app, rendered = next(iter(apps.items()))
+        if not match and (cause := _naming(rendered, text, scratch)):
+            return _caused(app, cause, text)
         return NginxRejected(f"app {app}: nginx rejected its vhost: {text}", app=app)
     # a file that several apps include, or something that only stands in their sum: the caller divides
     return NginxRejected(f"nginx rejected the change: {text}")
+
+
+def _caused(app: str, cause: tuple[str, int, str], said: str) -> NginxRejected:
+    source, line, excerpt = cause
+    return NginxRejected(f"app {app}: nginx rejected {source}:{line}: {said}", hint=f"{line}: {excerpt[:120]}", app=app)
+
+
+def _behind(rendered: Rendered, said: str, copies: Path) -> tuple[str, int, str] | None:
+    """Which snippet says first what nginx found a second time in a line of the shipped template: source, line, text.
+
+    Only one at the same level counts: a directive of `location /` is no duplicate of one in the server.
+    """
+    location, twice = _LOCATION_TWICE.search(said), _DUPLICATE.search(said)
+    for sha, (source, data) in rendered.includes.items():
+        is_of_location = source.startswith("nginx-location-snippet ")
+        for each in _parsed(copies / sha):
+            is_location = each["directive"] == "location" and each["args"][-1:] == [location["name"] if location else ""]
+            # `location = /` stands beside `location /`
+            again = is_location and each["args"][0] not in ("=", "~", "~*") and not is_of_location
+            if again or (twice and is_of_location and each["directive"] == twice["directive"]):
+                return source, each["line"], _text_at(data, each["line"])
+    return None
+
+
+def _naming(rendered: Rendered, said: str, copies: Path) -> tuple[str, int, str] | None:
+    """Where the app's snippets, those of plugins or its own template name what nginx names without a file: source, line, text."""
+    if variable := _UNKNOWN_VARIABLE.search(said):
+        name = re.escape(variable["name"])
+        wanted = re.compile(rf"\$(?:{name}(?!\w)|\{{{name}\}})", re.IGNORECASE | re.ASCII)  # nginx says it in small letters
+    elif named := _NAMED.search(said):
+        wanted = re.compile(rf"(?<![^\s=\"']){re.escape(named['zone'] or named['path'])}(?![^\s;:\"'])")
+    else:
+        return None
+    for sha, (source, data) in rendered.includes.items():
+        for each in _flat(_parsed(copies / sha)):
+            # the first word of a location is no place for a variable, and Lua is not nginx's language
+            is_read = each["directive"] != "location" and not each["directive"].endswith("_by_lua_block")
+            if is_read and any(wanted.search(word) for word in each["args"]):
+                return source, each["line"], _text_at(data, each["line"])
+    source, template = rendered.template or ("", "")
+    template = _JINJA_COMMENT.sub(lambda m: "\n" * m[0].count("\n"), template)
+    for number, line in enumerate(template.split("\n"), 1):
+        if wanted.search(_COMMENT.sub("", line)):
+            return source, number, line.strip()
+    return None
+
+
+def _parsed(path: Path) -> list[dict[str, Any]]:
+    import crossplane  # 30 ms: only on the way out
+
+    try:
+        payload = crossplane.parse(str(path), single=True, strict=False, check_ctx=False, check_args=False, comments=False)
+    except Exception:  # whatever a parser of hostile text raises, nginx's words are enough
+        return []
+    return [each for config in payload["config"] for each in config["parsed"]]
+
+
+def _flat(directives: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for each in directives:
+        yield each
+        yield from _flat(each.get("block") or [])
+
+
+def _text_at(data: bytes, number: int) -> str:
+    rows = data.decode(errors="replace").split("\n")
+    return rows[number - 1].strip() if 0 < number <= len(rows) else ""
 
 
 def _property_hint(app: str, said: str, excerpt: str) -> str:

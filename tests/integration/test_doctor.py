@@ -295,6 +295,17 @@ def test_who_holds_a_port_is_named(two_apps: Live, hold: Callable[[int], int], f
     assert not two_apps.paths.wanted.exists()
 
 
+def test_who_holds_the_port_of_a_change_is_named(two_apps: Live, hold: Callable[[int], int], free_port: Callable[[], int]) -> None:
+    port = free_port()
+    pid = hold(port)
+    for words in (("ports:add", "blog", "http", f"http:{port}"), ("proxy:set", "--global", "http-port", str(port))):
+        with two_apps.unchanged():
+            result = two_apps(*words)
+        what, hint = result.err.splitlines()
+        assert result.code == 9 and f"bind() to 127.0.0.1:{port} failed (98: Address already in use): pid {pid} (" in what, result
+        assert what.endswith(" has it") and "another port" in hint, result
+
+
 def test_endpoints_that_do_not_accept(two_apps: Live, backend: Callable[[str], Backend]) -> None:
     dead = backend("dead")
     address = str(dead)

@@ -132,3 +132,59 @@ def test_a_text_that_is_not_utf8_stays_as_it_is(two_apps: Live) -> None:
     assert add(two_apps, b"# caf\xe9\nadd_header X-Raw 1 always;\n", "blog", "raw").returncode == 0
     assert two_apps.get("blog.test").headers["x-raw"] == "1"
     assert (two_apps.paths.apps / "blog/nginx.conf.d/raw.conf").read_bytes() == b"# caf\xe9\nadd_header X-Raw 1 always;\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ('# $nosuch\n\nadd_header X-A "$nosuch";\n', ':3: [emerg] unknown "nosuch" variable', '3: add_header X-A "$nosuch";'),
+        ("location /a {\n    return 200 a${NoSuch}b;\n}\n", ':2: [emerg] unknown "nosuch" variable', "2: return 200 a${NoSuch}b;"),
+        ("# location /\nlocation / { return 200 hi; }\n", ':2: [emerg] duplicate location "/"', "2: location / { return 200 hi; }"),
+        ("location = / { return 200; }\nlocation ^~ / { return 200; }\n", ':2: [emerg] duplicate location "/"', "2: location ^~ /"),
+        ("gzip on;\nlimit_req zone=none burst=2;\n", ':2: [emerg] zero size shared memory zone "none"', "2: limit_req zone=none"),
+        ("gzip on;\naccess_log /no/such/log;\n", ':2: [emerg] open() "/no/such/log" failed', "2: access_log /no/such/log;"),
+    ],
+)
+def test_what_nginx_says_of_no_line_or_of_the_routers_own_is_the_snippets(two_apps: Live, text: str, said: str, hint: str) -> None:
+    with two_apps.unchanged():
+        done = add(two_apps, text, "blog", "x")
+    what, then = done.stderr.splitlines()
+    assert done.returncode == 8 and f"nginx rejected apps/blog/nginx.conf.d/x.conf{said}" in what and then.startswith(f"  {hint}"), done
+
+
+def test_an_own_template_is_named_where_nginx_names_no_file(two_apps: Live) -> None:
+    shipped = two_apps.done("nginx:show-config", "--template").out
+    text = "{# $nosuch\n#}\n# $nosuch\n" + shipped.replace("location / {", "location / {\n    add_header X-A $nosuch;", 1)
+    two_apps.write("apps/blog/nginx.conf.j2", text)
+    line = text.split("\n").index("    add_header X-A $nosuch;") + 1
+    done = two_apps("domains:add", "blog", "new.blog.test")
+    assert done.code == 8 and f'nginx rejected apps/blog/nginx.conf.j2:{line}: [emerg] unknown "nosuch" variable' in done.err, done
+
+
+@pytest.mark.parametrize(
+    ("hook", "text", "said"),
+    [
+        ("nginx_server_snippet", "add_header X-A \\$nosuch;", 'nginx-server-snippet of plugin bad:1: [emerg] unknown "nosuch" variable'),
+        ("nginx_http_snippet", "map \\$host \\$bad { default \\$nosuch; }", 'nginx-http-snippet of plugin bad:1: [emerg] unknown "nosuch"'),
+        ("nginx_server_snippet", "location / { return 200; }", 'nginx-server-snippet of plugin bad:1: [emerg] duplicate location "/"'),
+        (
+            "nginx_location_snippet",
+            "proxy_http_version 1.1;",
+            'nginx-location-snippet of plugin bad:1: [emerg] "proxy_http_version" directive',
+        ),
+    ],
+)
+def test_a_plugins_snippet_is_not_blamed_on_the_apps(two_apps: Live, hook: str, text: str, said: str) -> None:
+    own = "# $nosuch\nproxy_http_version 1.1;\nlocation = / { add_header X-$host 1; }\nlocation /a { location /a/b { return 200; } }\n"
+    assert add(two_apps, own, "blog", "x").returncode == 0
+    two_apps.plugin("bad", **{hook: f'[ "$1" = blog ] || exit 0; echo "{text}"'})
+    done = two_apps("domains:add", "blog", "new.blog.test")
+    assert done.code == 8 and f"nginx rejected {said}" in done.err and "x.conf" not in done.err, done
+
+
+def test_what_no_file_says_is_said_of_the_vhost(two_apps: Live) -> None:
+    assert add(two_apps, "# $nosuch\nadd_header X-A $host$nosuch_too;\nset $nosuch_too 1;\n", "blog", "x").returncode == 0
+    shipped = two_apps.done("nginx:show-config", "--template").out
+    two_apps.write("apps/blog/nginx.conf.j2", shipped.replace("location / {", "location / {\n    add_header X-A {{ '$no' ~ 'such' }};", 1))
+    done = two_apps("domains:add", "blog", "new.blog.test")
+    assert done.code == 8 and 'app blog: nginx rejected its vhost: [emerg] unknown "nosuch" variable' in done.err, done
