@@ -75,12 +75,14 @@ def of_killed(journal: Path, told: Mapping[str, Any], generation: Path, queue: Q
         user = pwd.getpwuid(uid).pw_name
     except KeyError:
         user = str(uid)
+    # first who is gone, then what is written: one that ends between the two wrote its line before it ended
+    gone = {ident for ident in told.get("submissions", {}) if not queue.is_waited_for(ident)}
     # an asker that had its answer before the leader was killed wrote its own, and is as gone as one that was killed
     since = [line for line in last(journal, _MOST_ASKERS) if line.get("time", "") >= told["time"]]
     written = Counter((line.get("command"), line.get("generation")) for line in since)
     for ident, answers in told.get("submissions", {}).items():
         counted, reloads = reloads, 0
-        if queue.is_waited_for(ident):
+        if ident not in gone:
             continue
         command = next((a["command"] for a in answers.values() if a.get("command")), "") or queue.command(ident) or told["command"]
         if written[command, int(generation.name)] > 0:

@@ -7,6 +7,7 @@ import multiprocessing
 from pathlib import Path
 
 from nginx_router import journal
+from nginx_router.queue import Queue
 
 
 def numbers(path: Path) -> list[int]:
@@ -57,3 +58,25 @@ def test_one_that_cannot_be_put_aside_grows_on(tmp_path: Path) -> None:
     for number in range(100):
         journal.append(path, {"number": number}, largest=400)
     assert numbers(path) == list(range(100))
+
+
+class Waiting(Queue):
+    """A queue whose asker writes its line and ends when it is looked for."""
+
+    def __init__(self, directory: Path, journal: Path) -> None:
+        super().__init__(directory)
+        self._journal = journal
+
+    def is_waited_for(self, ident: str) -> bool:
+        journal.append(self._journal, {"time": "2026-01-02", "command": ident, "generation": 7})
+        return False
+
+
+def test_an_asker_that_ends_while_it_is_looked_for_is_not_told_twice(tmp_path: Path) -> None:
+    path, generation = tmp_path / "journal.jsonl", tmp_path / "000007"
+    generation.mkdir()
+    answers = {"0": {"app": "blog", "kind": "structure", "command": "domains:add"}}
+    told = {"time": "2026-01-01", "command": "", "submissions": {"domains:add": answers}}
+    assert [*journal.of_killed(path, told, generation, Waiting(tmp_path, path), reloads=1)] == []
+    (line,) = journal.of_killed(tmp_path / "empty", told, generation, Waiting(tmp_path, path), reloads=1)
+    assert line["command"] == "domains:add" and line["reloads"] == 1
