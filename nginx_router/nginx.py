@@ -255,8 +255,9 @@ class Nginx:
             raise ProxyDown("nginx is not running", hint=self.start_line())
         self._refuse_what_cannot_be_proven(facts)
         self._make_directories()
+        conf = self.conf if self.is_host_mode else self._write_signal_conf()
         if not (before := proof.last(self.paths.run)):
-            proof.until_still(master)
+            proof.until_still(master, conf)
         old = [w for w in self.workers(master) if not w.shutting_down]
         # who accepts has the listeners of the master, and the descriptors of a thousand apps take 10 ms a process
         held = sockets.held_by(w.pid for w in old)
@@ -268,7 +269,6 @@ class Nginx:
         if self.is_host_mode and command:
             done = _run(shlex.split(command), 60, f"the reload-command ({command})")
         else:
-            conf = self.conf if self.is_host_mode else self._write_signal_conf()
             done = self._run(["-s", "reload", *self._read_from(conf)], timeout=60)
         if done.returncode != 0:
             log.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from .dataplane import Worker
 from .errorlog import Tail
 from .errors import ReloadFailed
-from .processes import children, command_line, has_pending, is_alive, ticks
+from .processes import all_pids, children, command_line, has_pending, is_alive, ticks
 
 #: How long a reload may take to be proven; with 10,000 vhosts the parse alone takes 6 s.
 SECONDS = 30.0
@@ -43,16 +43,18 @@ class Conflicting(ReloadFailed):
     is_of_the_configuration = True
 
 
-def until_still(master: int) -> None:
-    """Wait until nginx is done with the signal of a command that was killed behind it.
+def until_still(master: int, conf: Path) -> None:
+    """Wait until nginx is done with the reload of a command that was killed before it was proven.
 
     A second reload would be proven by what the first began while the second is still to come, and that one reads what the next change
-    has not written yet.  The master is done when it has no HUP left, uses no CPU time and has the same children for a while.
+    has not written yet.  The master is done when no `nginx -s reload` for it is left (`conf` is what that reads), and when it has no
+    HUP left, uses no CPU time and has the same children for a while.
     """
     deadline = time.monotonic() + _STILL_WITHIN
     before, since = None, time.monotonic()
     while (now := time.monotonic()) < deadline:
-        state = has_pending(master, signal.SIGHUP), ticks(master), frozenset(children(master))
+        is_told = has_pending(master, signal.SIGHUP) or any(f" -s reload -c {conf} " in f"{command_line(pid)} " for pid in all_pids())
+        state = is_told, ticks(master), frozenset(children(master))
         if state != before or state[0]:
             before, since = state, now
         elif now - since > _STILL:

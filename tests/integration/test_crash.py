@@ -98,6 +98,27 @@ def test_a_reload_of_a_killed_command_ends_before_the_next_begins(two_apps: Live
     live.serves_current()
 
 
+def test_a_killed_command_whose_nginx_is_slow_to_signal_is_waited_for(two_apps: Live) -> None:
+    live = two_apps
+    held, binary = live.paths.root.parent / "held", live.paths.root.parent / "slow-nginx"
+    once = f"mkdir {held}.once 2>/dev/null && while [ -e {held} ]; do sleep 0.05; done"
+    binary.write_text(f'#!/bin/sh\ncase "$*" in *"-s reload"*) [ -e {held} ] && {once};; esac\nexec {NGINX} "$@"\n')
+    binary.chmod(0o755)
+    live.done("proxy:set", "--global", "nginx-binary", binary)
+    held.touch()
+    command = live.begin("domains:add", "blog", "www.blog.test")
+    until(held.with_name("held.once").exists, 20, "its nginx -s reload")
+    command.process.kill()
+    command.wait()
+    following = live.begin("domains:add", "shop", "www.shop.test")
+    time.sleep(1.5)
+    assert following.process.poll() is None, "it would be proven while a signal is to come"
+    held.unlink()
+    assert following.wait().code == 0
+    assert (live.get("www.blog.test").body, live.get("www.shop.test").body) == ("blog", "shop")
+    live.serves_current()
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("command", ["deploy", "rollback"])
 def test_a_command_that_was_killed_at_any_step_can_be_given_again(both: Live, three: list[Backend], command: str) -> None:

@@ -60,7 +60,7 @@ def test_a_master_with_a_signal_left_does_not_stand_still() -> None:
         assert child.stdin is not None and child.stdout is not None
         child.stdout.readline()
         child.send_signal(signal.SIGHUP)
-        waiting = threading.Thread(target=proof.until_still, args=(child.pid,))
+        waiting = threading.Thread(target=proof.until_still, args=(child.pid, Path("/signal.conf")))
         waiting.start()
         waiting.join(1)
         assert waiting.is_alive(), "it has not taken the signal"
@@ -71,3 +71,21 @@ def test_a_master_with_a_signal_left_does_not_stand_still() -> None:
         waiting.join(10)
         assert not waiting.is_alive() and child.poll() is None
         child.kill()
+
+
+def test_a_master_that_is_about_to_be_told_does_not_stand_still() -> None:
+    with (
+        subprocess.Popen(["sleep", "60"]) as master,
+        subprocess.Popen(
+            ["sh", "-c", "read go; true", "nginx", "-s", "reload", "-c", "/r/signal.conf", "-p", "/r/"], stdin=subprocess.PIPE
+        ) as late,
+    ):
+        waiting = threading.Thread(target=proof.until_still, args=(master.pid, Path("/r/signal.conf")))
+        proof.until_still(master.pid, Path("/another/signal.conf"))
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive(), "nginx -s reload has not sent its signal"
+        late.kill()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        master.kill()
