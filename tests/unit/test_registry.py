@@ -1,4 +1,4 @@
-"""Plugins that are Python packages: a look at names tells whether there may be any, and never hides one."""
+"""Plugins that are Python packages: a look at names tells whether there may be any, and never hides one; they bring hooks and commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from nginx_router.registry import may_have_entry_points
+
+from .plugged import HOOKIMPL, blog, world
+
+__all__ = ["world"]  # a fixture
 
 GROUP = "router_test_group"
 SECTION = f"[console_scripts]\nx = x:main\n\n[{GROUP}]\nstranger = stranger_pkg\n"
@@ -98,3 +102,51 @@ def test_a_change_does_not_wait_for_what_no_package_brings(router_root: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed Python package with an entry point; gives its directory."""
+    site = tmp_path / "site"
+    about = site / "stranger-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[nginx_router]\nstranger = stranger_pkg\n")
+    directory = site / "stranger_pkg"
+    directory.mkdir()
+    (directory / "__init__.py").write_text(HOOKIMPL + "@hookimpl\ndef post_deploy(event):\n    return 'stranger'\n")
+    monkeypatch.syspath_prepend(str(site))
+    yield directory
+    for name in [name for name in sys.modules if name.partition(".")[0] == "stranger_pkg"]:
+        del sys.modules[name]
+
+
+def test_a_package_brings_hooks(world, package):
+    world.add("a", post_deploy="echo a")
+    opened = world.plugins()
+    opened.notify("post-deploy", blog())
+    assert world.said == ["a", "stranger"]
+    assert opened.commands(all=True) == {}
+
+
+def test_a_package_may_describe_itself(world, package):
+    (package / "plugin.toml").write_text(
+        '[plugin]\nname = "stranger"\npriority = 1\n[plugin.commands]\n"stranger:hi" = {help = "Hi", run = "talk.py:hi"}\n'
+    )
+    (package / "talk.py").write_text("def hi(router):\n    return 'hi'\n")
+    world.add("a", post_deploy="echo a")
+    opened = world.plugins()
+    assert opened.commands() == {}
+    assert opened.function(opened.commands(all=True)["stranger:hi"])(None) == "hi"
+    opened.notify("post-deploy", blog())
+    assert world.said == ["stranger", "a"]
+
+
+def test_a_broken_package_is_named_and_the_others_work(world, package):
+    (package / "__init__.py").write_text("raise RuntimeError('broken package')\n")
+    world.add("a", post_deploy="echo a")
+    opened = world.plugins()
+    opened.notify("post-deploy", blog())
+    assert world.said[0].startswith("warning: plugin stranger is broken and left out: ")
+    assert "broken package" in world.said[0]
+    assert world.said[1:] == ["a"]
