@@ -17,7 +17,7 @@ from nginx_router.events import Event
 from nginx_router.handover import Handover, Options, Swap
 from nginx_router.rolling import plan
 
-from .test_deploy import an_app, listening, router
+from .fakes import an_app, listening, router
 
 __all__ = ["listening", "router"]  # fixtures
 
