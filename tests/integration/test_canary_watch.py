@@ -17,12 +17,12 @@ from .conftest import Command, until
 from .instances import Backend
 from .spreading import HOST
 from .test_canary import upstreams
-from .test_health import watching
 from .test_sticky import marks
+from .watching import watching
 
 if TYPE_CHECKING:
     from .conftest import Live
-    from .test_watch import Watch
+    from .watching import Watch
 
 __all__ = ["watching"]  # a fixture
 

@@ -26,7 +26,7 @@ from nginx_router.store import Store
 from .conftest import ROUTER, until
 from .spreading import HOST, spread
 from .test_power_cut import ALL, comes_back, cut_power
-from .test_watch import Watch
+from .watching import Watch
 
 if TYPE_CHECKING:
     from .conftest import Live

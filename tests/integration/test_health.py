@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .conftest import ROUTER, until
-from .test_watch import Watch
+from .conftest import until
+from .watching import Watch, watching
 
 if TYPE_CHECKING:
     from .conftest import Live
+
+__all__ = ["watching"]  # a fixture
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -90,21 +92,6 @@ def moody() -> Iterator[Callable[..., Moody]]:
     yield start
     for each in started:
         each.close()
-
-
-@pytest.fixture
-def watching() -> Iterator[Callable[..., Watch]]:
-    """Start a watch of a root."""
-    started: list[Watch] = []
-
-    def begin(live: Live) -> Watch:
-        started.append(Watch(live, [str(ROUTER), "watch"], {}))
-        return started[-1].begun()
-
-    yield begin
-    for watch in started:
-        if watch.process.poll() is None:
-            watch.end()
 
 
 def checked(live: Live, app: str, *instances: Moody, **more: object) -> None:
