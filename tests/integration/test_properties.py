@@ -1,25 +1,24 @@
-"""nginx properties as they are served: set, taken up at once, held by the real nginx, unset again; and the commands around them."""
+"""nginx properties as they are served: set, taken up at once, held by the real nginx, unset again."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import json
-import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nginx_router.properties import PROPERTIES
 
+from .echoing import Instance, blog, instance, logged, seen, setting, status
+
 if TYPE_CHECKING:
     from .conftest import Live
+
+__all__ = ["blog", "instance"]  # fixtures
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -67,116 +66,6 @@ SAMPLES = {
     "bind-address-ipv6": "off",
     "disable-custom-config": "true",
 }
-
-
-class App(BaseHTTPRequestHandler):
-    """An instance: it says what it was asked, or what its path tells it to do."""
-
-    protocol_version = "HTTP/1.1"
-    server: Instance
-
-    def do_GET(self) -> None:
-        self.server.asked += 1
-        _, _, number = self.path.partition("/status/")
-        if self.path == "/slow":
-            self.server.awaited.wait(10)
-        if self.headers.get("Transfer-Encoding") or self.headers.get("Content-Length"):
-            self._read_body()
-        body = json.dumps({k.lower(): v for k, v in self.headers.items()} | {"port": self.server.server_port}).encode()
-        if self.path == "/css":
-            body = b"a { color: red }\n" * 100
-        self.send_response(int(number) if number else self.server.answer)
-        self.send_header("Content-Type", "text/css" if self.path == "/css" else "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_GET
-
-    def _read_body(self) -> None:
-        left = int(self.headers["Content-Length"])
-        while left > 0 and (data := self.rfile.read1(min(left, 65536))):  # type: ignore[attr-defined]  # a BufferedReader
-            left -= len(data)
-            self.server.body += len(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class Instance(ThreadingHTTPServer):
-    """One instance of an app."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), App)
-        self.asked, self.body, self.answer = 0, 0, 200
-        self.awaited = threading.Event()
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
-
-    def __str__(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-    def end(self) -> None:
-        self.awaited.set()
-        self.shutdown()
-        self.server_close()
-
-
-@pytest.fixture
-def instance() -> Iterator[Callable[[], Instance]]:
-    started: list[Instance] = []
-
-    def start() -> Instance:
-        started.append(Instance())
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.end()
-
-
-@pytest.fixture
-def blog(live: Live, instance: Callable[[], Instance]) -> Live:
-    """blog with one instance, and shop with another, which no property of blog touches."""
-    live.app("blog", ["blog.test"], [instance()])
-    live.app("shop", ["shop.test"], [instance()])
-    live.done("reconcile")
-    return live
-
-
-def setting(live: Live, key: str, value: str, app: str = "blog") -> None:
-    """Set a property; the command has proved that nginx serves it."""
-    live.done("nginx:set", app, key, value)
-    assert live.done("nginx:report", app, f"--computed-{key}").out == f"{value}\n"
-
-
-def seen(live: Live, host: str = "blog.test", path: str = "/", **headers: str) -> dict[str, Any]:
-    """What the instance says that it was asked."""
-    answer = live.get(host, path, **headers)
-    assert answer.status == 200, answer
-    found: dict[str, Any] = json.loads(answer.body)
-    return found
-
-
-def logged(live: Live, name: str, word: str) -> list[str]:
-    """The lines of a log, once one holds `word`: nginx writes it when the client has its answer already."""
-    log = live.paths.log / name
-    deadline = time.monotonic() + 10
-    while not (log.exists() and word in log.read_text(errors="replace")):
-        assert time.monotonic() < deadline, f"{word} is not in {log}"
-        time.sleep(0.005)
-    return log.read_text(errors="replace").splitlines()
-
-
-def status(live: Live, request: bytes) -> int:
-    """The status of a raw request; 0: the connection was closed without one."""
-    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client, contextlib.suppress(ConnectionResetError):
-        client.sendall(request)
-        answer = client.recv(65536)
-        return int(answer.split()[1]) if answer else 0
-    return 0
 
 
 def post(size: int, host: str = "blog.test") -> bytes:
@@ -455,170 +344,3 @@ def test_an_app_is_served_on_the_address_that_it_chose(live: Live, instance: Cal
     with live.unchanged():
         result = live("nginx:set", "shop", "bind-address-ipv4", "127.0.0.3")
     assert result.code == 2 and "127.0.0.3 is not among the host's addresses" in result.err, result
-
-
-# logs
-
-
-def test_logs_off_named_and_in_json(blog: Live) -> None:
-    assert seen(blog, path="/before")
-    assert len(logged(blog, "blog-access.log", "/before")) == 1
-    setting(blog, "access-log-path", "off")
-    assert seen(blog, path="/meanwhile")
-    result = blog("nginx:access-logs", "blog")
-    assert result.code == 3 and "the access log of blog is off" in result.err and "access-log-path default" in result.err
-    setting(blog, "access-log-path", "blog.json")
-    setting(blog, "access-log-format", "json")
-    assert blog.get("blog.test", '/a"b?c=\\', **{"User-Agent": 'evil " \\ \x7f ü'}).status == 200
-    raw = b'GET /\xff\x01 HTTP/1.1\r\nHost: blog.test\r\nReferer: \xc3\x28"}\r\nConnection: close\r\n\r\n'
-    assert status(blog, raw) in (200, 400)
-    assert seen(blog, path="/last")
-    found = [json.loads(line) for line in logged(blog, "blog.json", "/last")]
-    assert found[0]["status"] == "200" and found[0]["host"] == "blog.test" and found[0]["upstream_addr"].startswith("127.0.0.1:")
-    assert isinstance(found[0]["request_time"], float) and 'evil " \\' in found[0]["http_user_agent"]
-    setting(blog, "access-log-format", "$remote_addr [$status] $request_uri")
-    assert seen(blog, path="/x")
-    assert logged(blog, "blog.json", "] /x\n")[-1] == "127.0.0.1 [200] /x"
-    assert len(logged(blog, "blog-access.log", "/before")) == 1
-    setting(blog, "error-log-path", "off")
-    assert not (blog.paths.root / "off").exists()
-    assert blog("nginx:error-logs", "blog").code == 3
-
-
-def test_logs_are_shown_and_followed_through_a_rotation(blog: Live) -> None:
-    assert blog.done("nginx:access-logs", "blog").out == ""
-    for number in range(30):
-        seen(blog, path=f"/{number}")
-    logged(blog, "blog-access.log", "/29 ")
-    shown = blog.done("nginx:access-logs", "blog").out.splitlines()
-    assert len(shown) == 20 and "GET /29 " in shown[-1] and "GET /10 " in shown[0]
-    assert len(blog.done("nginx:access-logs", "blog", "--lines", "3").out.splitlines()) == 3
-    assert len(blog.done("nginx:access-logs", "blog", "--lines", "100").out.splitlines()) == 30
-    assert blog.done("nginx:access-logs", "blog", "--lines", "0").out == ""
-    assert blog("nginx:access-logs", "blg").code == 3
-    command = blog.begin("nginx:access-logs", "blog", "-f", "--lines", "1")
-    assert command.process.stdout
-    lines = iter(command.process.stdout.readline, "")
-    assert "GET /29 " in next(lines)
-    seen(blog, path="/followed")
-    assert "GET /followed " in next(lines)
-    log = blog.paths.log / "blog-access.log"
-    log.rename(f"{log}.1")
-    master = blog.master
-    assert master
-    os.kill(master, 10)  # USR1: reopen the logs
-    deadline = time.monotonic() + 10
-    while not log.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    seen(blog, path="/rotated")
-    assert "GET /rotated " in next(lines)
-    command.process.terminate()
-    assert command.process.wait(10) == 143
-    blog.app("sad", ["sad.test"], ["127.0.0.1:1"])
-    blog.done("reconcile", "sad")
-    assert blog.get("sad.test").status == 502
-    logged(blog, "sad-error.log", "connect() failed")
-    assert "connect() failed" in blog.done("nginx:error-logs", "sad").out
-
-
-# validate, show-config
-
-
-def test_validate_judges_what_the_directories_hold_and_changes_nothing(blog: Live) -> None:
-    assert blog.done("nginx:validate").err == "2 of 2 valid\n"
-    blog.write("apps/blog/nginx.conf.d/own.conf", "# fine\nadd_heder X y;\n")
-    blog.write("apps/shop/app.toml", "[nginx]\nproxy-keepalive = -1\n")
-    with blog.unchanged():
-        result = blog("nginx:validate", "blog")
-    assert result.code == 8, result
-    assert "app blog: nginx rejected apps/blog/nginx.conf.d/own.conf:2:" in result.err and "add_heder" in result.err
-    with blog.unchanged():
-        both = blog("nginx:validate", "--all", "--format", "json")
-    assert both.code == 8, "that of the first, by name"
-    assert [(row["app"], row["valid"], row["exit"]) for row in both.json] == [("blog", False, 8), ("shop", False, 2)]
-    assert "apps/shop/app.toml:2" in both.json[1]["problem"]
-    assert seen(blog) and seen(blog, "shop.test")
-    (blog.paths.apps / "blog/nginx.conf.d/own.conf").write_text("add_header X y;\n")
-    assert blog.done("nginx:validate", "blog").err == "1 of 1 valid\n"
-    assert "x" not in blog.get("blog.test").headers, "it was judged, not taken up"
-
-
-def test_one_broken_app_among_many_is_found_by_few_tests(live: Live) -> None:
-    for number in range(40):
-        live.app(f"app{number}", [f"app{number}.test"], ["127.0.0.1:1"])
-    live.snippet("app7", "nonsense;\n")
-    live.snippet("app31", "gzip perhaps;\n")
-    result = live("nginx:validate")
-    assert result.code == 8 and "38 of 40 valid" in result.err, result
-    assert "apps/app7/nginx.conf.d/own.conf:1" in result.err and "apps/app31/nginx.conf.d/own.conf:1" in result.err
-    assert not list(live.paths.run.glob("validate-*"))
-
-
-def test_the_shipped_template_is_what_an_own_one_starts_from(blog: Live) -> None:
-    text = blog.done("nginx:show-config", "--template").out
-    plain = blog.done("nginx:show-config", "blog").out
-    blog.write("apps/blog/nginx.conf.j2", text)
-    blog.done("reconcile", "blog")
-    assert blog.done("nginx:show-config", "blog").out == plain
-    assert blog("nginx:show-config").code == 2 and blog("nginx:show-config", "blog", "--template").code == 2
-    blog.write("apps/blog/nginx.conf.j2", text.replace("server_name", "add_header X-Mine 1 always;\n    server_name"))
-    blog.done("reconcile", "blog")
-    assert blog.get("blog.test").headers["x-mine"] == "1"
-    setting(blog, "disable-custom-config", "true")
-    assert "x-mine" not in blog.get("blog.test").headers
-
-
-TEMPLATE = """\
-server {{
-{{% for server in servers %}}
-{{% for listen in server.listens %}}
-    listen {{{{ listen }}}};
-{{% endfor %}}
-{{% endfor %}}
-    server_name {{{{ domains | join(" ") }}}};
-    location / {{ {location} }}
-}}
-"""
-
-
-@pytest.mark.parametrize(
-    ("location", "code", "said"),
-    [
-        ("proxy_pass http://router_blog.web;", 8, "tried with no endpoints"),
-        ("proxy_pass http://{{ servers[0].upstream }};", 8, "tried with no endpoints"),
-        ("proxy_pass http://{{ upstreams[0].servers[0].address }};", 7, "tried with no endpoints"),
-        ("{% if upstreams | length > 1 %}nonsense;{% endif %} return 200 ok;", 8, "tried with the processes web and api"),
-    ],
-)
-def test_a_template_is_tried_on_the_states_that_come(blog: Live, location: str, code: int, said: str) -> None:
-    guarded = "{% if upstreams %}upstream router_blog.web { server 127.0.0.1:1; }\n{% endif %}"
-    own = blog.write("apps/blog/nginx.conf.j2", guarded + TEMPLATE.format(location=location))
-    with blog.unchanged():
-        result = blog("nginx:set", "blog", "send-timeout", "5s")
-    assert result.code == code and said in result.err and "apps/blog/nginx.conf.j2" in result.err, result
-    validated = blog("nginx:validate", "blog")
-    assert validated.code == code and said in validated.err, validated
-    own.write_text(TEMPLATE.format(location="return 200 mine;"))
-    blog.done("nginx:set", "blog", "send-timeout", "5s")
-    assert blog.get("blog.test").body == "mine"
-
-
-def test_the_state_of_the_app_itself_is_named_as_ever(blog: Live) -> None:
-    blog.write("apps/blog/nginx.conf.j2", "{{ domainz }}\n")
-    result = blog("reconcile", "blog")
-    assert result.code == 7 and "nginx.conf.j2:1: 'domainz' is undefined" in result.err and "tried with" not in result.err
-
-
-def test_a_json_line_is_valid_for_an_http_0_9_request_too(blog: Live) -> None:
-    setting(blog, "access-log-format", "json")
-    with socket.create_connection(("127.0.0.1", blog.port), timeout=10) as client:
-        client.sendall(b"GET http://blog.test/\r\n")
-        client.recv(65536)
-    log = Path(blog.paths.log / "blog-access.log")
-    deadline = time.monotonic() + 5
-    while not log.exists() or not log.read_text():
-        if time.monotonic() > deadline:
-            pytest.skip("this nginx answers HTTP/0.9 from the default site")
-        time.sleep(0.01)
-    assert all(json.loads(line) for line in log.read_text().splitlines())
