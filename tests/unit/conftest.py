@@ -1,16 +1,19 @@
-"""The command line as a function."""
+"""The command line as a function, and the keys that its plugins bring."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nginx_router.cli import main
+from nginx_router.controller import Router
+from nginx_router.settings import Paths
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,11 @@ def run(router_root: object, capsys: pytest.CaptureFixture[str], monkeypatch: py
         return Result(code, said.out, said.err)
 
     return call
+
+
+@pytest.fixture
+def keys(router_root: Path) -> Mapping[str, Any]:
+    """The tables of app.toml that plugins bring, by their names."""
+    tables = Router(Paths(router_root)).tables()
+    assert isinstance(tables, Mapping)
+    return tables

@@ -129,3 +129,12 @@ def test_the_lock_is_not_inherited_by_what_is_started_under_it(router_root: Path
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert child.stdin
         child.stdin.close()
+
+
+def test_whether_a_lock_is_held_is_seen_without_taking_it(isolated: Path) -> None:
+    path = isolated / "lock"
+    assert not FileLock(path).is_held()
+    lock = FileLock(path)
+    assert lock.try_acquire() and FileLock(path).is_held()
+    lock.release()
+    assert not FileLock(path).is_held()
