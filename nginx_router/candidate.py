@@ -15,7 +15,8 @@ from . import claims, differing, health, lines
 from .confinement import Own
 from .errors import Conflict, StateCorrupt, UsageProblem, as_error
 from .events import Edit, Event, reduce
-from .generations import Generations, Index
+from .generations import Generations
+from .index import Index
 from .model import UPSTREAMS, App, Entry, Facts, Globals, HostFacts, Tables, Texts, parse_app, parse_globals
 from .owners import Confined
 from .recent import Recent

@@ -21,7 +21,7 @@ from .controller import Outcome, Request, Router
 from .entries import values_of
 from .errors import RouterError, UsageProblem, of_system
 from .events import Event
-from .generations import Index
+from .index import Index
 from .model import App, Facts, parse_app, parse_globals
 from .prober import Prober, Verdict
 from .probing import Target, places

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from .candidate import Candidate
     from .dataplane import DataPlane, Reloaded
     from .events import Event
-    from .generations import Generations, Index
+    from .generations import Generations
+    from .index import Index
     from .output import Output
 
 

@@ -17,7 +17,8 @@ from .draft import Draft
 from .errors import RouterError, StateCorrupt
 from .files import write_atomic
 from .findings import Finding, Look, ok, problem, some, warning
-from .generations import Generations, objects_in
+from .generations import Generations
+from .index import objects_in
 from .remaking import remake
 
 #: How old an object is before it counts as left: a change under way writes some before a generation names them.

@@ -14,7 +14,7 @@ from . import endpointlog, routes
 from .candidate import Candidate
 from .differing import but_routes
 from .entries import Entries, values_of
-from .generations import Index
+from .index import Index
 from .model import Entry, parse_globals
 from .rendering import Rendered
 from .store import Write

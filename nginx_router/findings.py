@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import RouterError
-from .generations import Index
+from .index import Index
 from .model import Globals
 
 if TYPE_CHECKING:

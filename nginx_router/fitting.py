@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .errors import Conflict, NginxRejected, ReloadFailed
 from .events import Event
-from .generations import objects_of
+from .index import objects_of
 
 if TYPE_CHECKING:
     from .candidate import Applied, Candidate

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -27,83 +27,17 @@ from . import endpointlog
 from .entries import Entries, values_of
 from .errors import NotFound, StateCorrupt
 from .files import inherit_owner, replace_link, sync_directory, write_atomic
-from .model import UPSTREAMS, Entry, Facts, HostFacts, Texts, asked, parse_app
+from .index import SCHEMA, Index, objects_in, objects_named
+from .model import UPSTREAMS, Entry, Facts, Texts, asked, parse_app
 from .recent import Recent
 from .settings import Paths
 from .times import stamp
-
-#: The shape of state.json; a later program reads all earlier ones.
-SCHEMA = 1
-
 
 #: A file's identity: it is another after any write.
 _Identity = tuple[int, int, int] | None
 #: Generations that this process has read, by directory: a command looks at the current one half a dozen times, and reading
 #: 5,000 apps takes 30 ms.
 _read: Recent[Path, tuple[_Identity, Index]] = Recent(4)
-
-
-@dataclass(frozen=True)
-class Index:
-    """What one generation is made of (state.json)."""
-
-    number: int
-    probe: str  # what the probe answers while nginx serves this generation
-    config: str  # router.toml
-    global_domains: str  # DOMAINS
-    facts: HostFacts
-    apps: Mapping[str, Entry]
-    root: str = ""  # where it was made: its files name others there by absolute paths; empty: not known
-    released: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # domain -> the app that let go of it lately, and when
-    live: str = ""  # the version of the routes that nginx has of it; empty: endpoint changes reload
-    log: int = 0  # how long its endpoints.log is
-    is_lost: bool = False  # its endpoints.log is not what was written: where requests go, the directories alone know
-    last: Mapping[str, Any] = field(default_factory=dict)  # who made the last change of that log: time, command, submissions, steps
-    since: int = 0  # where that change begins
-    behind: str = ""  # the version that it came to, if it needs nothing more
-
-    def is_of(self, root: Path) -> bool:
-        """Whether it was made in `root`; a root that was copied or moved holds generations of another place."""
-        return self.root in ("", str(root))
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether the files of its log's last change may not be written, and its askers not told."""
-        return "steps" in self.last and not self.behind and not self.is_lost
-
-    @property
-    def owners(self) -> dict[str, str]:
-        """Domain -> app."""
-        return Entries.of(self.apps).owners
-
-    @property
-    def routes(self) -> dict[str, str]:
-        """Where requests go, of what changes without a reload."""
-        return {name: line for each in values_of(self.apps).values() for name, line in each.get("routes", ())}
-
-    def moved(self, base: Index) -> tuple[dict[str, str], dict[str, str]]:
-        """The routes of the apps that are not as in `base`: there, and here."""
-        was, now = values_of(base.apps), values_of(self.apps)
-        names = [name for name in {**was, **now} if was.get(name) is not now.get(name)]
-        before, after = (
-            {name: line for each in names if each in side for name, line in side[each].get("routes", ())} for side in (was, now)
-        )
-        return before, after
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for state.json."""
-        return {
-            "schema": SCHEMA,
-            "generation": self.number,
-            "probe": self.probe,
-            "router.toml": self.config,
-            "DOMAINS": self.global_domains,
-            "facts": self.facts.as_json(),
-            "apps": dict(sorted(values_of(self.apps).items())),
-            "root": self.root,
-            "live": self.live,
-            "released": {domain: list(was) for domain, was in sorted(self.released.items())},
-        }
 
 
 @dataclass(frozen=True)
@@ -205,20 +139,7 @@ class Generations:
     def _read_state(self, number: int) -> Index:
         raw = self._json(number, "state.json")
         try:
-            apps = Entries(raw["apps"])
-            facts = HostFacts.from_json(raw["facts"])
-            released = {domain: (app, when) for domain, (app, when) in raw.get("released", {}).items()}
-            return Index(
-                raw["generation"],
-                raw["probe"],
-                raw["router.toml"],
-                raw["DOMAINS"],
-                facts,
-                apps,
-                raw.get("root", ""),
-                released,
-                raw.get("live", ""),
-            )
+            return Index.from_json(raw)
         except (KeyError, TypeError, AttributeError, ValueError) as why:
             raise self._corrupt(number, "state.json", repr(why)) from None
 
@@ -321,7 +242,7 @@ class Generations:
         """
         found: dict[str, dict[str, str]] = {}
         for name, each in values_of(index.apps).items():
-            for sha in _objects_of(each):
+            for sha in objects_named(each):
                 if is_read_by_nginx and sha == each["state"]:
                     continue
                 try:
@@ -470,17 +391,3 @@ def _identity(path: Path) -> _Identity:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def objects_of(entry: Entry) -> tuple[str, ...]:
-    """Every object an app needs."""
-    return _objects_of(vars(entry))
-
-
-def objects_in(index: Index) -> set[str]:
-    """Every object a generation names."""
-    return {sha for each in values_of(index.apps).values() for sha in _objects_of(each)}
-
-
-def _objects_of(values: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(sha for sha in ("" if values.get("inline") else values["state"], values["vhost"], *values.get("objects", ())) if sha)

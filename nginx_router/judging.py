@@ -23,7 +23,7 @@ from .controller import Router
 from .entries import values_of
 from .errors import RouterError
 from .executables import router_bin
-from .generations import Index
+from .index import Index
 from .model import App, Facts, parse_app
 
 #: Seconds of requests that count, and between two looks at them.

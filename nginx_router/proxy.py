@@ -21,7 +21,7 @@ from .times import stamp
 if TYPE_CHECKING:
     from .controller import Router
     from .dataplane import Reloaded, Worker
-    from .generations import Index
+    from .index import Index
     from .orphans import Orphan
 
 #: How many changes `status` shows.

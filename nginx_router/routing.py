@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import routes
 from .balancing import addresses_of, upstream_name
 from .errors import RouterError, UsageProblem
-from .generations import Index
+from .index import Index
 from .model import App, parse_app
 from .names import covers, domain, port_number, shown
 

@@ -9,8 +9,9 @@ from . import faults, journal, live, routes
 from .candidate import Candidate
 from .dataplane import DataPlane, Reloaded, data_plane, host_facts
 from .errors import ProxyDown, ReloadFailed, RouterError
-from .generations import Generations, Index
+from .generations import Generations
 from .hookspecs import who
+from .index import Index
 from .model import Globals, HostFacts, Tables, parse_globals
 from .remaking import remake
 from .settings import Paths

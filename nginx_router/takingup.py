@@ -18,7 +18,7 @@ from .resolving import Addresses
 from .watching import HOST
 
 if TYPE_CHECKING:
-    from .generations import Index
+    from .index import Index
 
 #: Failures that end without anybody editing the app.
 _PASSING = (RouterError.exit_code, Busy.exit_code, ProxyDown.exit_code, NotPermitted.exit_code)

@@ -21,7 +21,7 @@ from .names import covers
 
 if TYPE_CHECKING:
     from .controller import Router
-    from .generations import Index
+    from .index import Index
 
 #: How many endpoints of an app are told apart in one look; the others are counted as one.
 MOST_ENDPOINTS = 64

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import accesslog
 from .balancing import upstream_name
 from .errors import RouterError, nearest
-from .generations import Index
+from .index import Index
 from .orphans import counted
 from .routing import Expected, Target, expect
 

@@ -56,7 +56,8 @@ from .dataplane import Reloaded
 from .draft import Draft
 from .entries import plain
 from .errors import NginxRejected, ProxyDown, RouterError, UsageProblem
-from .generations import Generations, Index, Manifest, objects_in
+from .generations import Generations, Manifest
+from .index import Index, objects_in
 from .live import ways_out
 from .model import Tables
 from .queue import Queue

@@ -30,7 +30,8 @@ from soak_host import PER_APP, App, Host, Tally
 from soak_operator import Operator
 
 from nginx_router import journal
-from nginx_router.generations import Generations, objects_in
+from nginx_router.generations import Generations
+from nginx_router.index import objects_in
 from nginx_router.processes import is_alive
 
 OPERATORS, CLIENTS = 3, 3

@@ -14,7 +14,7 @@ from nginx_router.properties import lookup
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
-    from nginx_router.generations import Index
+    from nginx_router.index import Index
 
 KEYS = ("generation", "parent", "time", "command", "apps", "serving")
 DIFF_KEYS = ("from", "to", "files")

@@ -19,7 +19,7 @@ from nginx_router.controller import Request, Router
 from nginx_router.errors import RouterError
 from nginx_router.events import Event
 from nginx_router.faults import STEPS
-from nginx_router.generations import objects_in
+from nginx_router.index import objects_in
 from nginx_router.processes import is_alive
 from nginx_router.store import Store
 

@@ -94,7 +94,7 @@ def test_a_configuration_that_does_not_include_us(host: Callable[..., Look]) -> 
 
 def index_of(look: Look, **apps: Entry) -> None:
     """A generation of these apps, as far as the checks look."""
-    from nginx_router.generations import Index
+    from nginx_router.index import Index
     from nginx_router.model import HostFacts
 
     vars(look)["index"] = Index(1, "1-a", "", "", HostFacts(nofile=1024), apps)

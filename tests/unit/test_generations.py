@@ -10,7 +10,8 @@ import pytest
 
 from nginx_router.entries import Entries
 from nginx_router.errors import NotFound, StateCorrupt
-from nginx_router.generations import Generations, Index, Manifest, objects_in
+from nginx_router.generations import Generations, Manifest
+from nginx_router.index import Index, objects_in
 from nginx_router.model import Entry, Facts, HostFacts
 from nginx_router.settings import Paths
 from nginx_router.store import Store
