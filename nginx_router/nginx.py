@@ -145,9 +145,11 @@ class Nginx:
         if pid is None:
             return []
         found = []
+        # one that was forked and had no turn yet bears the title of its master; in an upgrade (USR2) so does the next master
+        unborn, next_master = command_line(pid), self.master()
         for child in children(pid):
             title = command_line(child)
-            if title.startswith("nginx: worker process"):
+            if title.startswith("nginx: worker process") or (title == unborn and child != next_master):
                 found.append(Worker(child, started_at(child), "shutting down" in title))
         return found
 

@@ -277,7 +277,10 @@ class Live(Root):
         """The workers that accept."""
         master = self.master
         found = children(master) if master else []
-        return [pid for pid in found if (title := command_line(pid)).startswith("nginx: worker") and "shutting down" not in title]
+        # one that had no turn yet bears the title of the master
+        return [
+            pid for pid in found if (title := command_line(pid)).startswith(("nginx: worker", "nginx: master")) and "shutting" not in title
+        ]
 
     def processes(self) -> list[int]:
         """Every process of this root's nginx, orphans too."""

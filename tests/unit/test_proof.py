@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,10 @@ import pytest
 
 from nginx_router import proof
 from nginx_router.errors import ReloadFailed
+from nginx_router.model import Globals
+from nginx_router.nginx import Nginx
+from nginx_router.processes import command_line
+from nginx_router.settings import Paths
 
 
 @dataclass
@@ -89,3 +94,33 @@ def test_a_master_that_is_about_to_be_told_does_not_stand_still() -> None:
         waiting.join(10)
         assert not waiting.is_alive()
         master.kill()
+
+
+MASTER = """
+import os, sys, time
+pids = []
+for title in ("", "nginx: worker process", "nginx: worker process is shutting down", "nginx: cache manager process"):
+    if not (pid := os.fork()):
+        if title:
+            os.execv("/bin/sleep", [title, "60"])
+        time.sleep(60)
+    pids.append(pid)
+print(*pids, flush=True); input()
+"""
+
+
+def test_a_worker_that_had_no_turn_yet_is_one_of_the_old(tmp_path: Path) -> None:
+    (tmp_path / "master.py").write_text(MASTER)
+    words = ["nginx: master process /usr/sbin/nginx", str(tmp_path / "master.py")]
+    with subprocess.Popen(words, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as master:
+        assert master.stdout is not None
+        unborn, worker, leaving, manager = pids = [int(pid) for pid in master.stdout.readline().split()]
+        plane = Nginx(Paths(tmp_path), Globals())
+        until_titled = time.monotonic() + 10
+        while not command_line(manager).startswith("nginx: cache") and time.monotonic() < until_titled:
+            time.sleep(0.01)
+        found = [(w.pid, w.shutting_down) for w in plane.workers(master.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        master.kill()
+    assert found == [(unborn, False), (worker, False), (leaving, True)]
