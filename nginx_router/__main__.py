@@ -1,5 +1,15 @@
-"""`python -m nginx_router`: the same as `router`."""
+"""`router`, and `python -m nginx_router`."""
 
-from .cli import main
+import signal
 
-raise SystemExit(main())
+
+def main() -> int:
+    """Run the command line of this process; the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: an end, and no traceback
+    from .cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -19,7 +19,7 @@ from .canaries import ABORT, BEGIN, PROMOTE
 from .deploy import Wanted, check_new, expecting, refuse_locked, takeover
 from .events import Event
 from .files import FileLock
-from .handover import Handover, Options, Show, Signals, hand_out, swap_and_wait, turn
+from .handover import Handover, Options, Show, hand_out, swap_and_wait, turn
 from .model import parse_app
 from .times import stamp
 
@@ -36,14 +36,14 @@ def begin(router: Router, app: str, wanted: Wanted, share: str, options: Options
     """
     began = time.monotonic()
     share = canaries.percent(share)
-    with turn(router, app), Signals() as signals:
+    with turn(router, app):
         found = router.app(app)
         canaries.refuse_under_way(found)
         event = _with_step(takeover(router, app, canaries.begun(found, wanted), options), {"verb": BEGIN, "share": share, "since": stamp()})
         with router.journalled(event):
             router.gate(event)
             check_new(router, _only(event, wanted), options)
-        swap = swap_and_wait(router, event, "deployed", options, signals)
+        swap = swap_and_wait(router, event, "deployed", options)
         if not router.request.dry_run and not FileLock(router.paths.run / "watch.lock").is_held():
             router.request.say("note: no `router watch` runs, so that nobody aborts the canary by itself")
         if not router.request.dry_run and (why := _why_nobody_comes(router, app)):
@@ -74,13 +74,13 @@ def abort(router: Router, app: str, options: Options, show: Show, reason: str = 
 
 def _end(router: Router, app: str, verb: str, options: Options, show: Show, reason: str) -> None:
     began = time.monotonic()
-    with turn(router, app), Signals() as signals:
+    with turn(router, app):
         event = _ending(router, app, verb, reason)
         if verb == PROMOTE:
             with router.journalled(event):
                 router.gate(event)
                 check_new(router, event, options)
-        swap = swap_and_wait(router, event, "promoted" if verb == PROMOTE else "aborted", options, signals)
+        swap = swap_and_wait(router, event, "promoted" if verb == PROMOTE else "aborted", options)
         show(Handover.since(began, app, hand_out(router, app, swap)))
 
 

@@ -6,17 +6,17 @@ and the exit code of its class; what nobody foresaw leaves its traceback in ROOT
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from . import interrupts
 from .commands import find, nearest_of
-from .errors import NotPermitted, RouterError, Terminated, UsageProblem, of_system
+from .errors import NotPermitted, RouterError, UsageProblem, of_system
 from .names import shown
 from .output import Output
 from .parsing import parse
@@ -42,15 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(_OBJECTS)
     os.umask(os.umask(0o022) | 0o022)  # of what is made here, by nginx and by plugins too, nothing is for others to write
     out = Output()
-    with _terminated_by_exit():
+    with interrupts.unwinding(is_last=argv is None):
         try:
             _run(words, out)
             out.flush()
-            return 0
+            interrupts.hold()
+            code = 0
         except BaseException as why:  # the one error boundary
+            interrupts.hold()
             if is_traced:
                 _print_traceback(why, out)
-            return _explain(why, words, out)
+            code = _explain(why, words, out)
+    return code
 
 
 def _run(words: Sequence[str], out: Output) -> None:
@@ -118,24 +121,6 @@ def _take_trace(words: list[str]) -> tuple[list[str], bool]:
     plain = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:plain] if word != "--trace"] + words[plain:]
     return kept, len(kept) < len(words)
-
-
-@contextlib.contextmanager
-def _terminated_by_exit() -> Iterator[None]:
-    """Within it SIGTERM unwinds as Ctrl-C does, so that locks, queue entries and children are left in order."""
-
-    def leave(number: int, frame: object) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not the main thread: a test or an embedding program has its own ways
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(why: BaseException, words: Sequence[str], out: Output) -> int:

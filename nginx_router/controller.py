@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 # what only a change needs is imported there: 10 ms of each command that asks for a name
+from . import interrupts
 from .errors import RouterError, as_error
 from .files import FileLock
 from .hookspecs import who
@@ -201,14 +202,13 @@ class Router:
         *,
         independent: bool = False,
         gated: bool = False,
-        served: Callable[[], None] = lambda: None,
         then: Callable[[list[Outcome]], None] | None = None,
     ) -> list[Outcome]:
         """Change something: all `events` or none of them, or (`independent`) each for itself.
 
         When this returns, nginx answers with the new configuration and no worker accepts with the old one, or the
         proxy is stopped and a line said so.  `then` runs before the notify hooks and the journal (a deploy drains there);
-        `gated`: the gates were asked already.  `served` is called as soon as the change can not be withdrawn any more.
+        `gated`: the gates were asked already.  Signals end nothing from the moment on when it is answered (`interrupts`).
 
         Raises:
             RouterError: nothing was changed; without `independent`, else outcomes carry their errors.
@@ -234,7 +234,6 @@ class Router:
                 reloads=asking.needs_reload,
                 say=self.request.say,
             )
-            served()
             outcomes = [_outcome(event, raw) for event, raw in zip(events, answers, strict=True)]
             if not independent and (failed := next((o.error for o in outcomes if o.error), None)):
                 raise failed
@@ -312,13 +311,12 @@ class Router:
             Busy: somebody kept it for `lock_timeout` seconds.
         """
         from .leader import Leader
-        from .submitting import signals_wait
 
         self.store.prepare()
         lock = FileLock(self.paths.lock)
         lock.acquire(self.request.lock_timeout, "the host")
         try:
-            with signals_wait():
+            with interrupts.waiting():
                 leader = Leader(self.paths, self.tables())
                 leader.run()
                 yield leader.transaction

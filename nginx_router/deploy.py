@@ -20,7 +20,7 @@ from .arguments import default_domains
 from .checks import Check
 from .errors import Conflict, NotDrained, RouterError, UsageProblem
 from .events import Event
-from .handover import Handover, Options, Show, Signals, Swap, hand_out, require_counts, swap_and_wait, turn
+from .handover import Handover, Options, Show, Swap, hand_out, require_counts, swap_and_wait, turn
 from .model import UPSTREAMS, App
 from .names import WEB, Address, AppName, Domain, Endpoint, address, endpoint_argument, process_name, shown
 from .upstreams import endpoint_lines
@@ -76,12 +76,12 @@ def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Sho
         NotDrained: deployed, but the wait was ended by a signal, or at the deadline with `strict`.
     """
     began = time.monotonic()
-    with turn(router, app), Signals() as signals:
+    with turn(router, app):
         event = takeover(router, app, wanted, options, named=wanted)
         with router.journalled(event):
             router.gate(event)
             check_new(router, event, options)
-        swap = hand_out(router, app, swap_and_wait(router, event, "deployed", options, signals))
+        swap = hand_out(router, app, swap_and_wait(router, event, "deployed", options))
         show(Handover.since(began, app, swap))
 
 
@@ -97,7 +97,7 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
     """
     began = time.monotonic()
     runners.require(router, app)
-    with turn(router, app), Signals() as signals:
+    with turn(router, app):
         now = {process: [e.address.text for e in router.app(app).of_process(process)] for process in counts}
         for process, count in counts.items():
             event = takeover(router, app, {process: now[process]}, options, {process: count})
@@ -111,7 +111,7 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
             event = takeover(router, app, wanted, options, counts)
             with router.journalled(event):
                 check_new(router, event, options)
-            swap = swap_and_wait(router, event, "scaled", options, signals)
+            swap = swap_and_wait(router, event, "scaled", options)
         swap = hand_out(router, app, swap)
         show(Handover.since(began, app, swap, still_running=runners.stop(router, app, swap.retired)))
 
@@ -124,12 +124,11 @@ def drain_endpoints(router: Router, app: str, addresses: Sequence[str], options:
         NotDrained: the wait was ended by a signal, or at the deadline with `strict`; or somebody let one in again meanwhile.
     """
     began = time.monotonic()
-    with Signals() as signals:
-        swap = _set_drain(router, app, _addresses(addresses), options, signals)
-        if again := [one for one, apps in swap.staying.items() if app in apps]:
-            gets = "gets" if len(again) == 1 else "get"
-            raise _let_in(app, again, f"{gets} requests of {app} again: not drained", "upstreams:drain")
-        show(Handover.since(began, app, replace(swap, retired=())))
+    swap = _set_drain(router, app, _addresses(addresses), options)
+    if again := [one for one, apps in swap.staying.items() if app in apps]:
+        gets = "gets" if len(again) == 1 else "get"
+        raise _let_in(app, again, f"{gets} requests of {app} again: not drained", "upstreams:drain")
+    show(Handover.since(began, app, replace(swap, retired=())))
 
 
 def retire(router: Router, app: str, addresses: Sequence[str], options: Options, show: Show) -> None:
@@ -151,22 +150,21 @@ def retire(router: Router, app: str, addresses: Sequence[str], options: Options,
         router.request.say(f"{absent} is not on {app}")
     given = [a for a in asked if a.text in there]
     again: Sequence[str] = ()
-    with Signals() as signals:
-        swap = _set_drain(router, app, given, options, signals, asked)
-        swap = replace(swap, retired=tuple(one for one in swap.retired if one in there))
-        if given and not router.request.dry_run:
-            try:
-                outcome = router.change([_upstreams(app, "remove", given, only_draining=True)])[0]
-            except RouterError as why:
-                what = f"draining as generation {swap.generation}, their lines are not removed: {why.message}"
-                raise NotDrained(what, hint=_same_again("apps:retire", app, [a.text for a in given]), app=app) from why
-            again = outcome.answer.get("left", ())
-            swap = replace(swap.followed_by(outcome), retired=tuple(one for one in swap.retired if one not in again))
-            swap = hand_out(router, app, swap)
-        show(Handover.since(began, app, swap))
-        if again:
-            does = "does" if len(again) == 1 else "do"
-            raise _let_in(app, again, f"{does} not drain any more: left on {app}", "apps:retire")
+    swap = _set_drain(router, app, given, options, asked)
+    swap = replace(swap, retired=tuple(one for one in swap.retired if one in there))
+    if given and not router.request.dry_run:
+        try:
+            outcome = router.change([_upstreams(app, "remove", given, only_draining=True)])[0]
+        except RouterError as why:
+            what = f"draining as generation {swap.generation}, their lines are not removed: {why.message}"
+            raise NotDrained(what, hint=_same_again("apps:retire", app, [a.text for a in given]), app=app) from why
+        again = outcome.answer.get("left", ())
+        swap = replace(swap.followed_by(outcome), retired=tuple(one for one in swap.retired if one not in again))
+        swap = hand_out(router, app, swap)
+    show(Handover.since(began, app, swap))
+    if again:
+        does = "does" if len(again) == 1 else "do"
+        raise _let_in(app, again, f"{does} not drain any more: left on {app}", "apps:retire")
 
 
 def _let_in(app: str, again: Sequence[str], what: str, command: str) -> NotDrained:
@@ -274,10 +272,10 @@ def _addresses(words: Sequence[str]) -> list[Address]:
 
 
 def _set_drain(
-    router: Router, app: str, addresses: Sequence[Address], options: Options, signals: Signals, waited_for: Sequence[Address] | None = None
+    router: Router, app: str, addresses: Sequence[Address], options: Options, waited_for: Sequence[Address] | None = None
 ) -> Swap:
     retired = [a.text for a in (addresses if waited_for is None else waited_for)]
-    return swap_and_wait(router, _upstreams(app, "drain", addresses), "draining", options, signals, retired)
+    return swap_and_wait(router, _upstreams(app, "drain", addresses), "draining", options, retired)
 
 
 def _upstreams(app: str, verb: str, addresses: Sequence[Address], **more: Any) -> Event:

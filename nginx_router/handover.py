@@ -8,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import drain, runners, sockets
+from . import drain, interrupts, runners, sockets
 from .checks import Check
 from .drain import Drained
-from .errors import Busy, NotDrained, Terminated, UsageProblem
+from .errors import Busy, NotDrained, UsageProblem
 from .events import Event
 from .files import FileLock
 from .names import Address, Endpoint, address, app_name, shown
@@ -151,9 +148,7 @@ def turn(router: Router, app: str) -> Iterator[None]:
         lock.release()
 
 
-def swap_and_wait(
-    router: Router, event: Event, done: str, options: Options, signals: Signals, retired: Sequence[str] | None = None
-) -> Swap:
+def swap_and_wait(router: Router, event: Event, done: str, options: Options, retired: Sequence[str] | None = None) -> Swap:
     """Change, then wait until nothing goes to what was retired; `retired` where the event's answer does not name them.
 
     Whoever is told of an instance stops it, so that one is retired only if no app sends requests to it: another may have had it all
@@ -176,7 +171,7 @@ def swap_and_wait(
 
         def count(seconds: float) -> Drained:
             # whatever goes to those that stay goes on
-            return _wait(router, outcome, leaving, resolved, ports, options, seconds, lambda: signals.came) if leaving else Drained(0)
+            return _wait(router, outcome, leaving, resolved, ports, options, seconds, interrupts.came) if leaving else Drained(0)
 
         drained = count(options.drain)
         leaving, came = _parted(router, leaving, resolved)
@@ -197,7 +192,7 @@ def swap_and_wait(
         swap = Swap(outcome.generation, outcome.kind, leaving, left, drained.websockets, (outcome,), staying, resolved)
 
     taken_in, lines = _taken_in(router, event)
-    outcome = router.change([event, *taken_in], gated=True, served=signals.served, then=then)[0]
+    outcome = router.change([event, *taken_in], gated=True, then=then)[0]
     for line in lines if not router.request.dry_run else ():
         router.request.say(f"{line} failed its checks before, and is in again: it answered")
     return swap or Swap(outcome.generation, outcome.kind, ())  # a dry run retires nothing
@@ -298,38 +293,6 @@ def hand_out(router: Router, app: str, swap: Swap) -> Swap:
     if retired and not router.request.dry_run:
         router.plugins.notify("endpoints-retired", runners.told(router, app, "retire", endpoints=list(retired)))
     return replace(swap, retired=retired)
-
-
-class Signals:
-    """TERM and INT during a change and the wait behind it.
-
-    Before the change is served they end the command, by an exception, so that what is under way is cleaned up.  From then
-    on they end the wait alone, and the answer is still given.  The controller swallows one that comes while the change is
-    made (what is taken is done): it is remembered here.
-    """
-
-    def __init__(self) -> None:
-        self.came = False
-        self.is_served = False
-
-    def served(self) -> None:
-        """From now on they end the wait alone."""
-        self.is_served = True
-
-    def __enter__(self) -> Signals:
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # no other may handle signals
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.came = True
-        if not self.is_served:
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def _connections(number: int) -> str:

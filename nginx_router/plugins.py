@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import discovery
+from . import discovery, interrupts
 from .calls import Calls, Tables
 from .discovery import Command, Plugin, Unusable
 from .errors import PluginBroken, Refused, Terminated, UsageProblem
@@ -301,7 +301,9 @@ class Plugins:
         warnings = []
         for each in self._implementations(hook):
             try:
-                self._say_lines(self._calls.call(each, full))
+                with interrupts.released():
+                    text = self._calls.call(each, full)
+                self._say_lines(text)
             except (Failure, Terminated, KeyboardInterrupt) as why:
                 # a signal ends the hook alone: the exit code of a signal says that nothing was changed
                 reason = why.reason if isinstance(why, Failure) else "interrupted"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import canaries, health, journal, live, sockets
+from . import canaries, health, interrupts, journal, live, sockets
 from .entries import values_of
 from .errors import RouterError
 from .files import FileLock
@@ -95,6 +95,7 @@ def bring_up(router: Router) -> Started | None:
             if not wanted:
                 router.paths.wanted.unlink(missing_ok=True)
             raise
+        interrupts.hold()
         return Started(plane.master(), len(plane.workers()), tuple(ended))
 
 
@@ -107,11 +108,13 @@ def stop(router: Router) -> Stopped:
         lock = FileLock(router.paths.lock)
         lock.acquire(router.request.lock_timeout, "the host")
         try:
-            router.paths.wanted.unlink(missing_ok=True)
-            done.generation = router.generations.current_number()
-            master = plane.master()
-            found = Stopped(master, len(plane.workers(master)) if master else 0, tuple(plane.orphans()))
-            plane.stop()
+            with interrupts.waiting():
+                router.paths.wanted.unlink(missing_ok=True)
+                done.generation = router.generations.current_number()
+                master = plane.master()
+                found = Stopped(master, len(plane.workers(master)) if master else 0, tuple(plane.orphans()))
+                plane.stop()
+                interrupts.hold()
             return found
         finally:
             lock.release()
@@ -130,6 +133,7 @@ def reload(router: Router) -> int:
         done.reloaded = router.plane().reload(index.facts, index.probe)
         transaction.serving.send_routes(index)
         done.generation = index.number
+        interrupts.hold()
         return index.number
 
 

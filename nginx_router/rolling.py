@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from . import interrupts
 from .deploy import Wanted, check_new, takeover
 from .errors import NotDrained, RouterError, Terminated, UsageProblem
-from .handover import Handover, Options, Show, Signals, Swap, hand_out, swap_and_wait, turn
+from .handover import Handover, Options, Show, Swap, hand_out, swap_and_wait, turn
 from .names import instance
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
     began = time.monotonic()
     if size < 1:
         raise UsageProblem(f"--batch {size} is not a number of instances")
-    with turn(router, app), Signals() as signals:
+    with turn(router, app):
         whole = takeover(router, app, wanted, options)
         with router.journalled(whole):
             router.gate(whole)
@@ -62,17 +63,18 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
         for number, batch in enumerate(batches):
             # those that stay are looked at once, as by any deploy
             asked = {p: [a for a in batch[p] if (a in wanted[p] if number == 0 else a not in there[p])] for p in batch}
-            signals.is_served = False
+            interrupts.resume()  # until this batch is served
             try:
-                if signals.came:
+                if interrupts.came():
                     raise Terminated
                 event = takeover(router, app, batch, options, named=asked)
                 with router.journalled(event):
                     check_new(router, replace(event, args={**event.args, "processes": asked}), options)
-                swap = swap_and_wait(router, event, "deployed", options, signals)
+                swap = swap_and_wait(router, event, "deployed", options)
             except (RouterError, Terminated, KeyboardInterrupt) as why:
                 if not number and not isinstance(why, NotDrained):
                     raise
+                interrupts.hold()  # what the batches before it changed is to be told
                 if number and router.out.is_json:
                     show(Handover.since(began, app, done))
                 what = why.message if isinstance(why, RouterError) else "ended by a signal"

@@ -10,14 +10,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import hostconf, proxy
+from . import hostconf, interrupts, proxy
 from .controller import Router
 from .errors import Conflict, NginxRejected, NotFound, UsageProblem
 from .events import Event
 from .files import encoded, read_text, write_atomic
 from .model import Globals
 from .nginx import Nginx
-from .submitting import signals_wait
 
 
 def install(router: Router, conf: Path) -> str:
@@ -44,7 +43,7 @@ def install(router: Router, conf: Path) -> str:
     _set(router, "host", str(conf))
     with _undone(lambda: _set(router, *before)):
         fresh = text if own in text else _with_include(text, own, conf)
-        with signals_wait(), _undone(lambda: write_atomic(conf, encoded(text))):
+        with interrupts.waiting(), _undone(lambda: write_atomic(conf, encoded(text))):
             write_atomic(conf, encoded(fresh))
             _accept(plane, conf, "with router's include")
             router.paths.wanted.touch()
@@ -73,7 +72,7 @@ def remove(router: Router) -> str:
     text = _text(conf)
     own = _include(router)
     plane = Nginx(router.paths, settings)
-    with signals_wait(), _undone(lambda: write_atomic(conf, encoded(text))):
+    with interrupts.waiting(), _undone(lambda: write_atomic(conf, encoded(text))):
         write_atomic(conf, encoded("".join(line for line in text.splitlines(keepends=True) if own not in line)))
         _accept(plane, conf, "without router's include")
         index = router.index()

@@ -6,17 +6,13 @@ their answer.  A leader that was killed is followed by the next who asks.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from . import faults
+from . import faults, interrupts
 from .errors import Busy
 from .events import Event
 from .files import FileLock
@@ -52,9 +48,10 @@ class Submitting:
         reloads: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
     ) -> Answers:
-        """An answer for each event; a signal that comes when a leader has taken them waits until they are answered.
+        """An answer for each event; a signal ends the wait for a leader, and not for the answer of one that has taken them.
 
-        `reloads` tells whether they need one, which may have to wait (`spacing`); `say` is told that it does.
+        From then on signals end nothing (`interrupts`).  `reloads` tells whether they need one, which may have to wait (`spacing`);
+        `say` is told that it does.
 
         Raises:
             Busy: the lock was somebody else's for `patience` seconds; the events were withdrawn.
@@ -67,45 +64,39 @@ class Submitting:
         wait = _Wait(spacing, patient_until, say)
         faults.step("queued")
         withdrawn = False
-        try:
-            while (found := self._answer(ident)) is None:
-                if not wait.goes_on() and self.lead() and not patient_until:
-                    continue
-                waited = time.monotonic() - began
-                if waited >= patience and self._queue.withdraw(ident):
-                    withdrawn = True
-                    raise Busy(
-                        f"the host is locked by {self._lock.holder()}; nothing was changed",
-                        hint="wait for it, or give --lock-timeout more seconds",
-                    )
-                # a twentieth of the time waited so far: a hundred who look every 5 ms keep two cores busy
-                time.sleep(min(_SELDOM, max(_OFTEN, waited / 20)))
-            return found
-        except Exception:
-            if ident in self._told:
-                return self._told[ident]
-            # this process led and could not go on: nobody will answer it
-            if not withdrawn and not self._queue.withdraw(ident):
-                self._queue.drop(ident)
-            raise
-        except BaseException:
-            if self._queue.withdraw(ident):
-                raise
-            # a signal, but a leader has it: it will be done, so say what came of it
-            return self._await(ident)
-        finally:
-            self._lock.release()
+        # a signal is looked for where it may end this, and comes nowhere in between: an answer is not read and lost
+        with interrupts.waiting() as came:
+            try:
+                while (found := self._answer(ident)) is None:
+                    if came and not interrupts.is_held() and self._queue.withdraw(ident):
+                        withdrawn = True
+                        raise interrupts.ended(came[0])
+                    if not wait.goes_on() and self.lead() and not patient_until:
+                        continue
+                    waited = time.monotonic() - began
+                    if waited >= patience and self._queue.withdraw(ident):
+                        withdrawn = True
+                        raise Busy(
+                            f"the host is locked by {self._lock.holder()}; nothing was changed",
+                            hint="wait for it, or give --lock-timeout more seconds",
+                        )
+                    # a twentieth of the time waited so far: a hundred who look every 5 ms keep two cores busy
+                    time.sleep(min(_SELDOM, max(_OFTEN, waited / 20)))
+            except BaseException:
+                if ident in self._told:
+                    found = self._told[ident]
+                else:
+                    # this process led and could not go on: nobody will answer it
+                    if not withdrawn and not self._queue.withdraw(ident):
+                        self._queue.drop(ident)
+                    raise
+            finally:
+                self._lock.release()
+            interrupts.hold()  # what it says is so, whatever comes now
+        return found
 
     def _answer(self, ident: str) -> Answers | None:
         return self._told.get(ident) or self._queue.answered(ident)
-
-    def _await(self, ident: str) -> Answers:
-        while (found := self._answer(ident)) is None:
-            # where the leader was killed, this one mends what it left
-            if self.lead() and self._answer(ident) is None:
-                raise Busy("the change was taken and not answered", hint="router status")
-            time.sleep(_OFTEN)
-        return found
 
     def lead(self) -> bool:
         """Lead, if the lock is free: everybody who waits is answered then, and what a killed leader left is mended; whether it was free."""
@@ -116,7 +107,7 @@ class Submitting:
             return False
         gc.disable()  # a look through all objects of thousands of apps takes 10 ms, and finds nothing that a change makes
         try:
-            with signals_wait():
+            with interrupts.waiting():
                 Leader(self._paths, tables, self._told).run()
         finally:
             self._lock.release()
@@ -146,20 +137,3 @@ class _Wait:
                 self._say(f"{old} old workers of nginx still finish what they have: the next reload waits, {LONGEST:g} s at most")
             self._looks_at = now + min(left, _LOOK)
         return True
-
-
-@contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """INT and TERM that come meanwhile take effect afterwards: a change is not left half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {each: signal.signal(each, lambda got, _: came.append(got)) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        for got in came[:1]:
-            os.kill(os.getpid(), got)

@@ -17,9 +17,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
-from . import anew
+from . import anew, interrupts
 from .checking import Checking
 from .controller import Request, Router
 from .endpointlog import NAME as LOG
@@ -131,13 +130,19 @@ class Watcher:
         self._tell(f"watching {self._paths.root}{', by looking' if self._watching.is_polling else ''}: {self._taking_up.status()}")
         self._systemd.ready(self._taking_up.status())
 
-    def _leave(self) -> NoReturn:
+    def _leave(self) -> None:
         self._is_ending = True
-        raise Terminated
+        if not interrupts.is_held():
+            raise Terminated
+
+    def _end_if_asked(self) -> None:
+        """Leave, if a signal came in the middle of a change, which was finished; from here on one leaves at once."""
+        interrupts.resume()
+        if self._is_ending:
+            raise Terminated
 
     def _go_on(self) -> None:
-        if self._is_ending:
-            raise Terminated  # the signal came in the middle of a change, which was finished
+        self._end_if_asked()
         self._systemd.lives()
         try:
             self._step()
@@ -323,6 +328,7 @@ class Watcher:
 
     def _wait_for_root(self) -> None:
         """Wait until there are apps again; that all of them are gone at once is nobody's wish."""
+        self._end_if_asked()
         self._watching.stop()
         self._lock.release()
         self._clock.clear()
@@ -377,7 +383,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def _signals(leave: Callable[[], NoReturn], hangup: Callable[[], None]) -> Iterator[None]:
+def _signals(leave: Callable[[], None], hangup: Callable[[], None]) -> Iterator[None]:
     """Within it TERM and INT call `leave`, and HUP `hangup`."""
     calls = {signal.SIGTERM: leave, signal.SIGINT: leave, signal.SIGHUP: hangup}
     before = {each: signal.signal(each, lambda number, frame: calls[signal.Signals(number)]()) for each in _SIGNALS}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nginx_router import interrupts
 from nginx_router.errors import NotFound, UsageProblem
 from nginx_router.names import shown
 from nginx_router.properties import lookup
@@ -115,6 +116,7 @@ def prune(
         return
     with router.locked():
         gone = router.generations.prune(count)
+        interrupts.hold()
     router.out.listing(gone)
     if not gone:
         router.out.say("nothing to remove")

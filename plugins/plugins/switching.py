@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nginx_router import interrupts
 from nginx_router.asking import FACTS
 from nginx_router.discovery import DISABLED, disabled
 from nginx_router.errors import RouterError
@@ -141,6 +142,7 @@ def switch(
             raise
         router.out.say(f"warning: apps were not asked anew: {why.message}; then: router reconcile --all")
     if not dry:
+        interrupts.hold()
         finish()
         router.plugins.forget_failures(name)
         if not events:

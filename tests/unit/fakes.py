@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nginx_router import deploy as engine
-from nginx_router import drain
+from nginx_router import drain, interrupts
 from nginx_router.events import Event, reduce
 from nginx_router.generations import Generations
 from nginx_router.handover import Handover, Options
@@ -107,7 +107,7 @@ class FakeRouter:
         self.steps.append(f"gate {event.action}")
         self.refuse(event)
 
-    def change(self, events: Sequence[Event], *, gated: bool = False, served: Any = lambda: None, then: Any = None) -> list[FakeOutcome]:
+    def change(self, events: Sequence[Event], *, gated: bool = False, then: Any = None) -> list[FakeOutcome]:
         self.before_change()
         outcomes = []
         for event in events:
@@ -122,7 +122,7 @@ class FakeRouter:
             self.steps.append(f"change {event.action} {event.args.get('verb', '')}".strip())
             self.said.extend(edit.notes)
             outcomes.append(FakeOutcome(event, self.number, kind, edit.answer))
-        served()
+        interrupts.hold()
         if then:
             then(outcomes)
         return outcomes
@@ -143,8 +143,9 @@ class FakeRouter:
 
 
 @pytest.fixture
-def router(router_root: Path) -> Any:
-    return FakeRouter(router_root)
+def router(router_root: Path) -> Iterator[Any]:
+    with interrupts.unwinding(is_last=False):  # as in a command
+        yield FakeRouter(router_root)
 
 
 @pytest.fixture
