@@ -134,6 +134,16 @@ class Candidate:
             raise
 
     @property
+    def is_edited(self) -> bool:
+        """Whether somebody edited router.toml or the global DOMAINS since the base was made."""
+        return self.base is not None and self._old_globals != (self.base.config, self.base.global_domains)
+
+    @property
+    def globals(self) -> tuple[str, str]:
+        """The texts of router.toml and of the global DOMAINS, with what events made of them."""
+        return self.config, self.global_domains
+
+    @property
     def changed(self) -> dict[str, Rendered | None]:
         """The apps whose configuration or texts are not the base's; None: gone."""
         base = self.base.apps if self.base else {}

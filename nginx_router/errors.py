@@ -36,6 +36,7 @@ class RouterError(Exception):
         self.message = message
         self.hint = hint
         self.app = app
+        self.is_of_the_host = False  # whatever the apps are, no change can be made: no app is stale by it
 
 
 class UsageProblem(RouterError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from . import listening
 from .errors import Conflict, NginxRejected, ReloadFailed
 from .events import Event
 from .index import objects_of
@@ -113,6 +114,13 @@ def suspects(candidate: Candidate, why: Exception) -> set[str]:
             free[name] = rendered.vhost + b"".join(data for sha, (_, data) in rendered.includes.items() if sha in rendered.http_includes)
     words = [word.encode() for word in _QUOTED.findall(text)]
     return {name for name, said in free.items() if any(word in said for word in words)} or {*free}
+
+
+def is_of_the_settings(candidate: Candidate, why: Exception) -> bool:
+    """Whether nginx named a port that it is to listen on for all, and that no app brings."""
+    ports = listening.taken(str(why))
+    brought = {port for rendered in candidate.changed.values() if rendered is not None for port in rendered.entry.ports}
+    return bool(ports) and not ports & (brought - {candidate.settings.http_port})
 
 
 def explain(candidate: Candidate, why: Exception) -> None:

@@ -21,7 +21,7 @@ from . import faults
 from .candidate import Applied
 from .errors import Busy, HostProblem, NginxRejected, NotPermitted, ProxyDown, ReloadFailed, RouterError, StateCorrupt, of_system
 from .events import Event
-from .fitting import Batch, Unit, explain, suspects
+from .fitting import Batch, Unit, explain, is_of_the_settings, suspects
 from .model import Tables
 from .queue import Queue, Submission
 from .settings import Paths
@@ -53,6 +53,7 @@ class Leader:
         self._told = {} if told is None else told  # what this process asked and no disk had room to answer
         self._waiting: dict[str, Submission] = {}
         self._keep: int | None = None  # how many generations are kept, by the last change
+        self._refused: tuple[tuple[str, str], RouterError] | None = None  # host-wide texts that nginx does not take, and why
 
     def run(self) -> None:
         """Mend what a crash left, then answer everything that waits and need not wait for a later reload."""
@@ -97,8 +98,11 @@ class Leader:
         try:
             batch = Batch(self.transaction.candidate())
         except RouterError as why:
+            why.is_of_the_host = True
             return self._fail(a.units, why)
         failed = batch.fill(a.units)
+        if self._refused is not None and batch.candidate.globals == self._refused[0]:
+            return self._fail(a.units, self._refused[1])
         if batch.units:
             try:
                 notes = self.transaction.serving.bring_up(batch.candidate, _command(batch))
@@ -118,6 +122,8 @@ class Leader:
         units = batch.units
         apps = suspects(batch.candidate, why)
         explain(batch.candidate, why)
+        if batch.candidate.is_edited and isinstance(why, RouterError) and (tries := self._divide_settings(batch, why)) is not None:
+            return tries
         if len(units) == 1 or _is_of_the_host(why):
             return self._fail(units, why)
         named = batch.touching(apps)
@@ -128,6 +134,22 @@ class Leader:
             return [_Try(others), _Try(named, why if len(named) == 1 else None, beside)]
         half = len(units) // 2
         return [_Try(units[:half]), _Try(units[half:])]
+
+    def _divide_settings(self, batch: Batch, why: RouterError) -> list[_Try] | None:
+        """Find out whether a failure is of router.toml as somebody edited it, which every change takes along; None: it is not.
+
+        Each try of what nginx does not take up may hold the host for seconds: it is not to be one an app.
+        """
+        settings = [unit for unit in batch.units if any(event.action == "take-up-globals" for _, event in unit.events)]
+        others = [unit for unit in batch.units if unit not in settings]
+        if settings and others:
+            return [_Try(settings), _Try(others)]
+        if settings or is_of_the_settings(batch.candidate, why):
+            why.message = f"{self.transaction.paths.config} was edited: {why.message}"
+            why.app, why.is_of_the_host = None, True
+            self._refused = batch.candidate.globals, why
+            return self._fail(batch.units, why)
+        return None
 
     def _is_served(self, unit: Unit) -> bool:
         answers = self._answers[unit.submission]
@@ -229,6 +251,8 @@ def _is_of_the_host(why: Exception) -> bool:
     """Whether none of the units is to blame: fewer of them would fail alike, or cost nginx another reload that kills it."""
     if isinstance(why, OSError):
         return why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    if isinstance(why, RouterError) and why.is_of_the_host:
+        return True
     if isinstance(why, ReloadFailed):
         return not why.is_of_the_configuration
     return isinstance(why, HostProblem | ProxyDown | StateCorrupt)
@@ -236,6 +260,8 @@ def _is_of_the_host(why: Exception) -> bool:
 
 def _is_of_the_app(why: Exception) -> bool:
     """Whether a failure is the app's own doing, so that its directory is stale; a full disk or a dead nginx is not."""
+    if isinstance(why, RouterError) and why.is_of_the_host:
+        return False
     if isinstance(why, ReloadFailed):
         return why.is_of_the_configuration
     return isinstance(why, RouterError) and not isinstance(why, HostProblem | ProxyDown | StateCorrupt | Busy | NotPermitted)
@@ -248,6 +274,6 @@ def _error(why: Exception, event: Event, log: Path) -> dict[str, Any]:
         error = of_system(why, str(log.parent.parent))
         return {"exit": error.exit_code, "message": error.message, "hint": error.hint, "app": event.app}
     message = why.message
-    if event.app and isinstance(why, ReloadFailed | NginxRejected) and f"app {event.app}" not in message:
+    if event.app and not why.is_of_the_host and isinstance(why, ReloadFailed | NginxRejected) and f"app {event.app}" not in message:
         message = f"app {event.app}: {message}"
-    return {"exit": why.exit_code, "message": message, "hint": why.hint, "app": why.app or event.app}
+    return {"exit": why.exit_code, "message": message, "hint": why.hint, "app": why.app or (None if why.is_of_the_host else event.app)}

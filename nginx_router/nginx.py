@@ -286,7 +286,10 @@ class Nginx:
             proof.note(self.paths.run, before)
             if listening.is_taken([why.message]):
                 why.message = listening.named([why.message])[0]
-                why.hint = f"stop it, or take another port; its log: {self.error_log}"
+                # on some addresses it has the port already, and no reload changes which
+                is_own = f": pid {master} (" in why.message
+                ways = "router proxy:stop, then this again, then router proxy:start" if is_own else "stop it, or take another port"
+                why.hint = f"{ways}; its log: {self.error_log}"
             raise
         finally:
             log.close()

@@ -217,9 +217,9 @@ class Output:
         elif not self.is_dry_run:  # a rehearsal has said it all
             self._say_changed(outcomes)
         failed = sorted((o for o in outcomes if o.error), key=lambda o: o.app or "")
-        for outcome in failed:
-            assert outcome.error is not None
-            self.error(outcome.error)
+        # what keeps every change from being made is said once
+        for error in {(o.error.message, o.error.hint): o.error for o in failed if o.error}.values():
+            self.error(error)
         if failed:
             assert failed[0].error is not None
             raise SystemExit(failed[0].error.exit_code)

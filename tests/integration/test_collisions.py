@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -394,3 +395,28 @@ def names_the_five(live: Live, said: dict[str, str]) -> None:
         assert any(f"app {app} is stale" in (c["problem"] or "") and words in c["problem"] for c in checks), (app, checks)
     reports = {report["app"]: report for report in live.done("apps:report", "--format", "json").json}
     assert [app for app, report in reports.items() if report["stale"]] == list(said)
+
+
+def test_a_host_wide_edit_that_nginx_does_not_take_up_is_tried_once_and_no_apps_doing(live: Live, taken_port: int) -> None:
+    for number in range(6):
+        live.app(f"app{number}", [f"app{number}.test"])
+    live.done("reconcile")
+    before = live.generations.current_number()
+    text = live.paths.config.read_text()
+    live.paths.config.write_text(text.replace(f"http-port = {live.port}", f"http-port = {taken_port}"))
+    live.write("apps/app3/DOMAINS", "app3.test\nnew.test\n")
+    began = time.monotonic()
+    result = live("reconcile")
+    what, hint = result.err.splitlines()
+    assert "another port" in hint
+    assert result.code == 9 and what.startswith(f"router: {live.paths.config} was edited: ") and f":{taken_port} failed" in what, result
+    # nginx tries a port that is taken for 2.5 s: with all of it, and with the edit alone
+    assert time.monotonic() - began < 12, "not once an app"
+    assert live("status", "--format", "json").json["stale"] == []
+    one = live("domains:add", "app1", "other.test")
+    assert one.code == 9 and f"{live.paths.config} was edited" in one.err and "app app1" not in one.err, one
+    assert live.get("app1.test").status == 502 and live.generations.current_number() == before
+    live.done("proxy:set", "--global", "http-port", str(live.port))
+    live.done("reconcile")
+    assert live.get("new.test").status == 502
+    live.serves_current()

@@ -306,6 +306,17 @@ def test_who_holds_the_port_of_a_change_is_named(two_apps: Live, hold: Callable[
         assert what.endswith(" has it") and "another port" in hint, result
 
 
+def test_addresses_that_a_running_nginx_cannot_exchange_lead_to_a_stop(two_apps: Live) -> None:
+    change = ("proxy:set", "--global", "bind-address", "0.0.0.0")
+    with two_apps.unchanged():
+        result = two_apps(*change)
+    assert result.code == 9 and f"pid {two_apps.master} (" in result.err and "router proxy:stop, then this again" in result.err, result
+    two_apps.done("proxy:stop")
+    two_apps.done(*change)
+    two_apps.done("proxy:start")
+    assert two_apps.get("blog.test").body == "blog"
+
+
 def test_endpoints_that_do_not_accept(two_apps: Live, backend: Callable[[str], Backend]) -> None:
     dead = backend("dead")
     address = str(dead)
