@@ -213,17 +213,6 @@ class Candidate:
         """An app that an event was about, as it would be served."""
         return self._rendered.get(name)
 
-    def is_new_template(self, name: str, rendered: Rendered) -> bool:
-        """Whether an app has a template of its own (or a plugin's) that is not the one it is served by."""
-        entry = self.base.apps.get(name) if self.base else None
-        if rendered.template is None or entry is None:
-            return rendered.template is not None
-        texts, facts = self.generations.app_state(entry)
-        try:
-            return self.renderer.template_of(self.parse(name, texts), facts) != rendered.template
-        except UsageProblem:
-            return True  # a property that this version does not know any more
-
     # private
 
     def _apply(self, event: Event) -> Applied:

@@ -16,10 +16,16 @@ _DOMAIN = "example.invalid"
 _OTHER = "api"
 
 
-def examples(app: App, texts: Texts) -> Iterator[tuple[str, dict[str, str]]]:
-    """What the state is, and the texts of an app in it: without endpoints, with one, and with several processes and ports."""
+def served(app: App, texts: Texts) -> dict[str, str]:
+    """The texts of an app as if it had a domain that is served."""
     there = {**texts, DOMAINS: texts.get(DOMAINS, "") if app.domains else f"{_DOMAIN}\n"}
     there[APP_TOML] = set_key(there.get(APP_TOML, ""), "", "domains", None)
+    return there
+
+
+def examples(app: App, texts: Texts) -> Iterator[tuple[str, dict[str, str]]]:
+    """What the state is, and the texts of an app in it: without endpoints, with one, and with several processes and ports."""
+    there = served(app, texts)
     yield "no endpoints", {**there, UPSTREAMS: ""}
     yield "one endpoint", {**there, UPSTREAMS: f"{WEB} 127.0.0.1:5000\n"}
     taken = {port.number for port in app.ports}

@@ -15,8 +15,8 @@ from .candidate import Candidate
 from .confinement import confine
 from .dataplane import DataPlane
 from .draft import Draft
-from .errors import Conflict, HostProblem, NginxRejected, RouterError
-from .examples import examples
+from .errors import Conflict, HostProblem, NginxRejected, RouterError, UsageProblem
+from .examples import examples, served
 from .live import ways_out
 from .model import SNIPPETS, TEMPLATE
 from .processes import is_alive
@@ -37,7 +37,7 @@ _JINJA_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
 def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered]) -> None:
-    """Let crossplane and nginx judge the vhosts of `apps`, and what every template that changed makes of other states.
+    """Let crossplane and nginx judge the vhosts of `apps`, snippets that nothing serves yet, and what new templates make of other states.
 
     The directory that this takes is left to the caller, who does a `sweep` when nobody waits for it.
 
@@ -49,8 +49,32 @@ def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered
     if apps:
         judge(candidate, plane, apps)
     for name, rendered in candidate.changed.items():
-        if rendered is not None and candidate.is_new_template(name, rendered):
+        if rendered is None:
+            continue
+        if _is_new_template(candidate, rendered):
             check_template(candidate, plane, rendered)
+        elif not rendered.app.served_domains and _has_new_snippet(candidate, rendered):
+            # no server block includes it yet: it is not to be found broken by the first domain
+            judge(candidate, plane, {name: candidate.render(name, served(rendered.app, rendered.texts), rendered.facts)})
+
+
+def _is_new_template(candidate: Candidate, rendered: Rendered) -> bool:
+    """Whether an app has a template of its own (or a plugin's) that is not the one it is served by."""
+    entry = candidate.base.apps.get(rendered.app.name) if candidate.base else None
+    if rendered.template is None or entry is None:
+        return rendered.template is not None
+    texts, facts = candidate.generations.app_state(entry)
+    try:
+        return candidate.renderer.template_of(candidate.parse(rendered.app.name, texts), facts) != rendered.template
+    except UsageProblem:
+        return True  # a property that this version does not know any more
+
+
+def _has_new_snippet(candidate: Candidate, rendered: Rendered) -> bool:
+    """Whether an app has a snippet of its own that is not as in the base."""
+    entry = candidate.base.apps.get(rendered.app.name) if candidate.base else None
+    known = candidate.generations.app_state(entry)[0] if entry and rendered.app.snippets else {}
+    return any(known.get(f"{SNIPPETS}{file}") != text for file, text in rendered.app.snippets.items())
 
 
 def check_template(candidate: Candidate, plane: DataPlane, rendered: Rendered) -> None:

@@ -28,7 +28,7 @@ def add(router: Router, app: AppArgument, ports: Ports) -> None:
 
     Example: router ports:add blog http http:9000 http:9001:api
     """
-    _change(router, app, "add", _entries(ports))
+    _change(router, existing(router, app), "add", _entries(ports))
 
 
 def remove(router: Router, app: AppArgument, ports: Ports) -> None:
@@ -36,7 +36,9 @@ def remove(router: Router, app: AppArgument, ports: Ports) -> None:
 
     Example: router ports:remove blog 9000
     """
-    _change(router, app, "remove", [str(port_number(text)) if text.isdecimal() else str(port_entry(text)) for text in ports])
+    _change(
+        router, existing(router, app), "remove", [str(port_number(text)) if text.isdecimal() else str(port_entry(text)) for text in ports]
+    )
 
 
 def set_ports(router: Router, app: AppArgument, ports: Ports) -> None:
@@ -44,7 +46,7 @@ def set_ports(router: Router, app: AppArgument, ports: Ports) -> None:
 
     Example: router ports:set blog http http:9000
     """
-    _change(router, app, "set", _entries(ports))
+    _change(router, existing(router, app), "set", _entries(ports))
 
 
 def clear(router: Router, app: AppArgument) -> None:
@@ -52,7 +54,7 @@ def clear(router: Router, app: AppArgument) -> None:
 
     Example: router ports:clear blog
     """
-    _change(router, app, "clear", ())
+    _change(router, existing(router, app), "clear", ())
 
 
 def list_ports(router: Router, app: AppArgument) -> None:
@@ -73,7 +75,7 @@ def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="AP
 
 
 def _change(router: Router, app: str, verb: str, ports: Sequence[str]) -> None:
-    change(router, [Event("ports", existing(router, app), {"verb": verb, "ports": ports})])
+    change(router, [Event("ports", app, {"verb": verb, "ports": ports})])
 
 
 def _entries(texts: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ def add(router: Router, app: AppArgument, addresses: Addresses, weight: Weight =
 
     Example: router upstreams:add blog 10.0.0.3:5000 api=10.0.0.3:5001 --weight 2
     """
-    _change(router, app, "add", _flagged(addresses, weight, backup=backup, down=down))
+    _change(router, existing(router, app), "add", _flagged(addresses, weight, backup=backup, down=down))
 
 
 def remove(router: Router, app: AppArgument, addresses: Addresses) -> None:
@@ -42,9 +42,10 @@ def remove(router: Router, app: AppArgument, addresses: Addresses) -> None:
 
     Example: router upstreams:remove blog 10.0.0.3:5000
     """
+    name = existing(router, app)
     named = {text.partition("=")[0] for text in addresses if "=" in text}
     endpoints = [endpoint_argument(text) for text in addresses]
-    _change(router, app, "remove", endpoints, named_processes=sorted(named & {str(e.process) for e in endpoints}))
+    _change(router, name, "remove", endpoints, named_processes=sorted(named & {str(e.process) for e in endpoints}))
 
 
 def set_endpoints(
@@ -54,7 +55,7 @@ def set_endpoints(
 
     Example: router upstreams:set blog 10.0.0.3:5000 10.0.0.4:5000
     """
-    _change(router, app, "set", _flagged(addresses, weight, backup=backup, down=down))
+    _change(router, existing(router, app), "set", _flagged(addresses, weight, backup=backup, down=down))
 
 
 def clear(
@@ -66,7 +67,7 @@ def clear(
 
     Example: router upstreams:clear blog api
     """
-    _change(router, app, "clear", (), process=None if process is None else process_name(process))
+    _change(router, existing(router, app), "clear", (), process=None if process is None else process_name(process))
 
 
 def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:
@@ -78,7 +79,7 @@ def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="AP
 
 
 def _change(router: Router, app: str, verb: str, endpoints: Sequence[Endpoint], **more: Any) -> None:
-    change(router, [Event("upstreams", existing(router, app), {"verb": verb, "endpoints": [e.line() for e in endpoints], **more})])
+    change(router, [Event("upstreams", app, {"verb": verb, "endpoints": [e.line() for e in endpoints], **more})])
 
 
 def _flagged(addresses: Sequence[str], share: str, *, backup: bool, down: bool) -> list[Endpoint]:

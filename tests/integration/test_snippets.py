@@ -51,6 +51,21 @@ def test_a_snippet_is_added_served_shown_replaced_and_removed(two_apps: Live) ->
     two_apps.is_consistent()
 
 
+@pytest.mark.parametrize("text", ["no_such x;\n", "listen 81;\n", "} server {\n", "server { }\n"])
+@pytest.mark.parametrize("why", ["no domain", "disabled"])
+def test_an_app_that_nothing_serves_yet_gets_no_broken_one_either(two_apps: Live, text: str, why: str) -> None:
+    name = "new"
+    if why == "disabled":
+        name = "blog"
+        two_apps.done("domains:disable", "blog")
+    else:
+        two_apps.done("apps:create", "new")
+    with two_apps.unchanged():
+        done = add(two_apps, text, name, "x")
+    assert done.returncode == 8 and f"apps/{name}/nginx.conf.d/x.conf:1" in done.stderr, done
+    assert add(two_apps, "add_header X-One 1 always;\n", name, "x").returncode == 0
+
+
 def test_a_snippet_by_hand_is_one_too(two_apps: Live) -> None:
     two_apps.write("apps/blog/nginx.conf.d/by hand.conf", "add_header X-Hand 1 always;\n")
     add(two_apps, "add_header X-One 1 always;", "blog", "a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -406,3 +407,15 @@ def test_help(run: Run) -> None:
     assert run("help", "nope").code == 2
     assert run("help", "a", "b").code == 2
     assert run("version", "--format", "json").json() == {"version": run("version").out.strip()}
+
+
+def test_an_app_that_does_not_exist_is_exit_3_whatever_else_is_said(run: Run, router_root: Path) -> None:
+    run("apps:create", "blog")
+    for command in Router(Paths(router_root)).plugins.commands():
+        usage = run("help", command).out
+        if command == "apps:create" or not re.search(rf"usage: router {command} APP\b", usage):
+            continue
+        found = [run(command, "nope", *["bad..:x"] * n) for n in range(4)]
+        assert 3 in [each.code for each in found], (command, found)
+        for each in found:
+            assert each.code == 3 or (each.code == 2 and any("usage: " in line for line in each.talk)), (command, each)
