@@ -149,6 +149,7 @@ def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendere
         text = rendered.vhost.decode(errors="surrogateescape")
         for sha in rendered.includes:
             text = text.replace(f"{objects}/{sha}", f"{directory}/{sha}")
+        text = _without_new_logs(text, candidate.store.paths.log, directory)
         path = directory / str(rendered.entry.vhost)
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
         source = rendered.template_source
@@ -181,6 +182,15 @@ def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendere
     for doubt in doubts:
         if doubt:
             raise NginxRejected(doubt, app=doubt.split()[1].rstrip(":"))
+
+
+def _without_new_logs(text: str, log: Path, directory: Path) -> str:
+    """A vhost whose logs are made in `directory` unless they are there: `nginx -t` makes them, and what is tried may never be served."""
+
+    def place(match: re.Match[str]) -> str:
+        return match[0] if (log / match[1]).exists() else f"{directory}/{match[1]}"
+
+    return re.sub(rf"{re.escape(str(log))}/([^/\s\";]+)", place, text)
 
 
 def _confine(candidate: Candidate, rendered: Rendered) -> None:

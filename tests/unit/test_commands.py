@@ -419,3 +419,15 @@ def test_an_app_that_does_not_exist_is_exit_3_whatever_else_is_said(run: Run, ro
         assert 3 in [each.code for each in found], (command, found)
         for each in found:
             assert each.code == 3 or (each.code == 2 and any("usage: " in line for line in each.talk)), (command, each)
+
+
+def test_what_is_only_tried_leaves_no_file(run: Run, router_root: Path) -> None:
+    run("apps:create", "blog")
+    run("apps:create", "bad")
+    (router_root / "apps/bad/nginx.conf.d").mkdir()
+    (router_root / "apps/bad/nginx.conf.d/x.conf").write_text("no_such;\n")
+    before = sorted(router_root.rglob("*"))
+    for words in (("domains:add", "blog", "a.test"), ("apps:create", "new.test"), ("apps:rename", "blog", "other")):
+        assert run(*words, "--dry-run").code == 0
+    assert run("domains:add", "bad", "bad.test").code == 8
+    assert sorted(router_root.rglob("*")) == before
