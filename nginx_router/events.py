@@ -108,8 +108,8 @@ def require(world: World, app: str) -> Texts:
 
 def _create(event: Event, world: World) -> Edit:
     assert event.app is not None
-    if world.texts(event.app) is not None:
-        return Edit(notes=(f"app {event.app} exists already",))
+    if (there := world.texts(event.app)) is not None:
+        return Edit(apps={event.app: there}, notes=(f"app {event.app} exists already",))
     names, notes = _free(event.args.get("domains", []), world.owners)
     texts = {DOMAINS: lines.add("", names), UPSTREAMS: ""}
     return Edit(apps={event.app: texts}, notes=tuple(notes))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import hostconf, interrupts, proxy
 from .controller import Router
-from .errors import Conflict, NginxRejected, NotFound, UsageProblem
+from .errors import Conflict, NginxRejected, UsageProblem
 from .events import Event
 from .files import encoded, read_text, write_atomic
 from .model import Globals
@@ -59,15 +59,14 @@ def install(router: Router, conf: Path) -> str:
 
 
 def remove(router: Router) -> str:
-    """Take the include out again; what was done, in a line.
+    """Take the include out again, if it is there; what was done, in a line.
 
     Raises:
-        NotFound: nothing was set up.
         NginxRejected: nginx does not take its configuration without the include; it is as before.
     """
     settings = router.settings()
     if not settings.is_host_mode:
-        raise NotFound("host mode is not set up", hint="router setup")
+        return "host mode is not set up"
     conf = Path(settings.get("nginx-conf")).resolve()
     text = _text(conf)
     own = _include(router)

@@ -249,9 +249,17 @@ class Watcher:
             self._clock["intent"] = time.monotonic() + CRASH_LOOK
 
     def _mend(self) -> None:
-        """Finish or undo what a killed command left."""
+        """Finish or undo what a killed command left; one that has the host lock is not killed, and mends itself what it finds."""
+        lock = FileLock(self._paths.lock)
         try:
-            found, before, was_changing = self._router.store.intent(), self._router.index(), self._router.store.is_changing()
+            try:
+                if not lock.try_acquire():
+                    return
+                found, before, was_changing = self._router.store.intent(), self._router.index(), self._router.store.is_changing()
+            finally:
+                lock.release()
+            if found is None and not was_changing:
+                return
             with self._router.locked():
                 pass  # whoever has the lock mends first
         except (RouterError, OSError) as why:

@@ -53,6 +53,17 @@ def test_it_mends_first_and_takes_up_all_at_its_start(two_apps: Live, start: Cal
     two_apps.serves_current(SERVED)
 
 
+def test_a_command_that_is_at_work_was_not_killed(two_apps: Live, start: Callable[..., Watch]) -> None:
+    command = two_apps.begin("domains:add", "blog", "slow.test", ROUTER_KILL_AT="staged:STOP")
+    until(two_apps.paths.intent.exists, 20)
+    watch = start()
+    time.sleep(1.5)  # until it has looked: nothing tells
+    command.send_signal(signal.SIGCONT)
+    assert command.wait().code == 0
+    watch.begun()
+    assert "killed" not in watch.said and two_apps.get("slow.test").body == "blog"
+
+
 def test_a_second_watch_names_the_first(two_apps: Live, watch: Watch) -> None:
     result = two_apps("watch")
     assert result.code == 5 and f"pid {watch.process.pid}" in result.err, result

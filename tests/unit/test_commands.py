@@ -75,6 +75,23 @@ def test_create_of_what_exists_is_quiet(run: Run) -> None:
     assert got.talk[0] == "app blog exists already"
 
 
+def test_create_of_what_was_made_by_hand_takes_it_up(run: Run, router_root: Path) -> None:
+    run("apps:create", "blog")
+    (router_root / "apps/news").mkdir()
+    (router_root / "apps/news/DOMAINS").write_text("news.test\n")
+    for name, line in (("news", "news.test\n"), ("blog", "blog.test\n")):
+        (router_root / f"apps/{name}/DOMAINS").write_text(line)
+        assert run("apps:create", name).code == 0
+        assert run("apps:report", name, "--format", "json").json()["serving"] is False  # the proxy is stopped
+        index = Router(Paths(router_root)).index()
+        assert index and index.apps[name].domains == (line.strip(),)
+
+
+def test_a_setup_that_is_not_there_is_removed_quietly(run: Run) -> None:
+    got = run("setup", "--remove")
+    assert (got.code, got.talk) == (0, ["host mode is not set up"])
+
+
 @pytest.mark.parametrize("name", ["Blog", "-a", "a_b", "a.", "", "x" * 64, "../etc"])
 def test_a_bad_name_is_refused_with_its_rule(run: Run, name: str) -> None:
     got = run("apps:create", "--", name)

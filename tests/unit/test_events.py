@@ -35,7 +35,7 @@ def test_create_copies_the_names_that_nobody_has(world: World) -> None:
 
 def test_creating_what_is_there_is_said_and_nothing_else(world: World) -> None:
     edit = world.apply("create", "blog", domains=["x.example.com"])
-    assert (edit.apps, edit.notes) == ({}, ("app blog exists already",))
+    assert (edit.apps, edit.notes) == ({"blog": world.apps["blog"]}, ("app blog exists already",))
 
 
 @pytest.mark.parametrize(
