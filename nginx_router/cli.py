@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shlex
 import signal
 import sys
@@ -31,6 +32,9 @@ INTERRUPTED = 128 + signal.SIGINT
 #: How many new objects are looked through for garbage at a time: with Python's 700 a command spends 6 % of its time on that, and
 #: finds nothing.
 _OBJECTS = 20_000
+
+#: A message that names a file and a line: the command was right.
+_OF_A_FILE = re.compile(r"\S:[0-9]+: |^/|/\S+: ")
 
 #: What other programs call these.
 _SPELLINGS = {"-h": "help", "--help": "help", "--version": "version"}
@@ -132,6 +136,8 @@ def _explain(why: BaseException, words: Sequence[str], out: Output) -> int:
     error = why if isinstance(why, RouterError) else _as_error(why, words)
     if isinstance(error, NotPermitted) and not error.hint:
         error.hint = _with_sudo(words)
+    if isinstance(error, UsageProblem) and not error.hint and words and not _OF_A_FILE.search(error.message):
+        error.hint = f"router help {words[0]}"
     out.error(error)
     return error.exit_code
 

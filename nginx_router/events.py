@@ -133,7 +133,7 @@ def _rename(event: Event, world: World) -> Edit:
     old, new = event.app, event.args["new"]
     texts = dict(require(world, old))
     if world.texts(new) is not None:
-        raise Conflict(f"app {new} exists already", app=old)
+        raise Conflict(f"app {new} exists already", hint=f"another name; what that is: router apps:report {new}", app=old)
     instead = {f"{old}.{g}": f"{new}.{g}" for g in event.args["globals"]}
     texts[DOMAINS] = lines.edit(texts.get(DOMAINS, ""), lambda entry: instead.get(_domain(entry), entry))
     return Edit(apps={old: None, new: texts}, moved=(old, new))
@@ -145,7 +145,7 @@ def _clone(event: Event, world: World) -> Edit:
     world.parse(event.app, texts)
     new = event.args["new"]
     if world.texts(new) is not None:
-        raise Conflict(f"app {new} exists already", app=event.app)
+        raise Conflict(f"app {new} exists already", hint=f"another name; what that is: router apps:report {new}", app=event.app)
     made = _create(Event("create", new, event.args), world)
     created = dict(made.apps[new] or {})
     toml = texts.get(APP_TOML, "")
@@ -294,6 +294,8 @@ def _ports(event: Event, world: World) -> Edit:
     if verb == "add":
         notes = [f"{p} is there already on {event.app}" for p in given if p in have]
         new = have + [p for p in given if p not in have]
+        if not have and new and "http" not in new:
+            notes.append(f"{event.app} is not served on the global port any more; to have that too: router ports:add {event.app} http")
     elif verb == "remove":
         gone = {h for h in have for p in given if h == p or (p.isdigit() and h.split(":")[1:2] == [p])}
         notes = [f"{p} is not on {event.app}" for p in given if not any(h == p or (p.isdigit() and h.split(":")[1:2] == [p]) for h in have)]

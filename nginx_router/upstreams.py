@@ -122,7 +122,11 @@ def _drain(text: str, wanted: Sequence[Endpoint], args: Mapping[str, Any], app: 
     for e in wanted:
         found = _meant(e, have, args)
         if not found:
-            raise NotFound(f"{e.address} is no endpoint of {app}{nearest(e.address.text, [a for _, a in have])}", app=app)
+            raise NotFound(
+                f"{e.address} is no endpoint of {app}{nearest(e.address.text, [a for _, a in have])}",
+                hint=f"router upstreams:report {app}",
+                app=app,
+            )
         for key in found:
             if have[key].drain:
                 notes.append(f"{e.address} is draining already")

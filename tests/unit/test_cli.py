@@ -251,3 +251,14 @@ def test_a_configuration_is_shown_in_one_piece(run: Run, router_root: Path) -> N
     shown = f"    # {include.strip()}\n{text}\n    # end of {source}"
     assert whole == plain.replace(include, shown)
     assert run("nginx:show-config", "--template", "--includes").code == 2
+
+
+def test_a_value_that_breaks_a_rule_leads_to_the_help_and_a_file_to_itself(run: Callable[..., Any], router_root: Path) -> None:
+    assert run("proxy:set", "--global", "updates", "lvie").talk == [
+        "router: updates 'lvie' is not reload or live",
+        "  router help proxy:set",
+    ]
+    run("apps:create", "blog")
+    (router_root / "apps/blog/app.toml").write_text("prots = 1\n")
+    got = run("apps:lock", "blog")
+    assert got.code == 2 and "apps/blog/app.toml:1" in got.talk[0] and "router help apps:lock" not in got.err

@@ -378,6 +378,13 @@ def test_what_changed_during_the_checks_is_a_conflict(world: World, app: str, ex
 # ports, properties, the lock
 
 
+def test_the_first_port_of_its_own_says_that_the_global_one_goes(world: World) -> None:
+    (note,) = world.apply("ports", "blog", verb="add", ports=["http:9000"]).notes
+    assert note.startswith("blog is not served on the global port any more") and note.endswith("router ports:add blog http")
+    assert world.apply("ports", "shop", verb="add", ports=["http", "http:9000"]).notes == ()
+    assert world.apply("ports", "blog", verb="add", ports=["http:9001"]).notes == ()
+
+
 def test_ports(world: World) -> None:
     world.apply("ports", "blog", verb="add", ports=["http", "http:9000", "http:9001:api"])
     edit = world.apply("ports", "blog", verb="add", ports=["http:9000", "http:9002"])
