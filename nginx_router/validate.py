@@ -15,7 +15,7 @@ from .candidate import Candidate
 from .confinement import confine
 from .dataplane import DataPlane
 from .draft import Draft
-from .errors import Conflict, HostProblem, NginxRejected, RouterError, UsageProblem
+from .errors import Conflict, HostProblem, NginxRejected, NotPermitted, RouterError, UsageProblem
 from .examples import examples, served
 from .live import ways_out
 from .model import SNIPPETS, TEMPLATE
@@ -27,6 +27,7 @@ from .vetting import http_variables, vet_snippet, vet_template
 _PLACE = re.compile(r"^(?P<text>.*) in (?P<path>/\S+):(?P<line>\d+)$")
 _LACKS = re.compile(r'"(?P<path>/[^"]*)" failed \((?P<errno>\d+): ')
 _OF_THE_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
+_DENIED = re.compile(r"bind\(\) to (?P<address>\S+) failed \(13: ")
 _DUPLICATE = re.compile(r'"(?P<directive>[a-z_]+)" directive is duplicate')
 _CONFLICT = re.compile(r'conflicting server name "(?P<name>[^"]+)"')
 _LOCATION_TWICE = re.compile(r'duplicate location "(?P<name>[^"]+)"')
@@ -177,11 +178,23 @@ def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendere
         if (lacks := _LACKS.search(message)) and int(lacks["errno"]) in _OF_THE_HOST:
             # of the host and not of the app: its vhost was not judged at all
             raise OSError(int(lacks["errno"]), os.strerror(int(lacks["errno"])), lacks["path"])
+        if denied := _DENIED.search(message):
+            raise _not_permitted(candidate, denied["address"])
     if not result.ok or conflict:
         raise _rejection(candidate, apps, places, result.messages, conflict, directory)
     for doubt in doubts:
         if doubt:
             raise NginxRejected(doubt, app=doubt.split()[1].rstrip(":"))
+
+
+def _not_permitted(candidate: Candidate, address: str) -> NotPermitted:
+    start = shlex.join(["sudo", f"ROUTER_ROOT={candidate.store.paths.root}", "router", "proxy:start"])
+    why = NotPermitted(
+        f"nginx may not listen on {address}: ports below 1024 are root's",
+        hint=f"take a port from 1024 on, or let root start nginx: router proxy:stop, then {start}",
+    )
+    why.is_of_the_host = address.endswith(f":{candidate.settings.http_port}")
+    return why
 
 
 def _without_new_logs(text: str, log: Path, directory: Path) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from .conftest import ROUTER
 from .echoing import blog, instance, seen, setting
 
 if TYPE_CHECKING:
@@ -99,3 +103,21 @@ def test_the_state_of_the_app_itself_is_named_as_ever(blog: Live) -> None:
     blog.write("apps/blog/nginx.conf.j2", "{{ domainz }}\n")
     result = blog("reconcile", "blog")
     assert result.code == 7 and "nginx.conf.j2:1: 'domainz' is undefined" in result.err and "tried with" not in result.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can give up the right to ports below 1024")
+@pytest.mark.parametrize("words", [("ports:add", "blog", "http", "http:81"), ("proxy:set", "--global", "http-port", "81")])
+def test_a_port_that_is_roots_is_not_permitted_and_no_apps_doing(blog: Live, words: tuple[str, ...]) -> None:
+    with blog.unchanged():
+        done = subprocess.run(
+            ["setpriv", "--bounding-set", "-net_bind_service", str(ROUTER), *words],
+            env={**os.environ, "ROUTER_ROOT": str(blog.paths.root)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    what, hint = done.stderr.splitlines()
+    assert done.returncode == 14 and what.endswith(":81: ports below 1024 are root's") and "app blog" not in what, done
+    assert "from 1024 on" in hint and "proxy:start" in hint
+    assert blog("status", "--format", "json").json["stale"] == []
