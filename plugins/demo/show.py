@@ -1,8 +1,7 @@
-"""The router's main job on real traffic, typed as a person would type it.  Run it by script/demo, which sets up first."""
+"""The router's main job on real traffic, typed as a person would type it."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import fcntl
@@ -27,13 +26,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from demo_load import Answer, Load
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .load import Answer, Load
+
 HERE = Path(__file__).resolve().parent
-ROUTER = HERE.parent / ".venv/bin/router"
+#: What a person calls the instances, and how the router is called.
+PROGRAM = "demo_app.py"
+ROUTER = (sys.executable, "-m", "nginx_router")
 HOSTS = {"blog.localhost": "blog", "shop.localhost": "shop"}
 PR_SET_CHILD_SUBREAPER = 36
 #: Of the closing table, and of its picture.
@@ -125,7 +127,7 @@ It stays up until Ctrl-C.  In a browser (these names need no DNS):
 
 In another terminal:
   export ROUTER_ROOT={self.root}
-  PATH={ROUTER.parent}:$PATH
+  PATH={Path(sys.executable).parent}:$PATH
   router status
   router apps:report blog
   router apps:scale blog web=5
@@ -142,7 +144,7 @@ In another terminal:
             Broken: it ended in another exit code than `expect`.
         """
         self._show(f"$ router {shlex.join(words)}")
-        code, out, said = self._run([str(ROUTER), *words])
+        code, out, said = self._run([*ROUTER, *words])
         for line in said.splitlines():
             self._console.print(Text(f"  {line}", "dim"), soft_wrap=True)
         if code != expect:
@@ -183,8 +185,8 @@ In another terminal:
 
     def _install_runner(self) -> None:
         plugin = self.root / "plugins/demo-runner"
-        shutil.copytree(HERE / "demo_runner", plugin)
-        shutil.copy(HERE / "demo_app.py", plugin)
+        shutil.copytree(HERE / "runner", plugin)
+        shutil.copy(HERE / "app.py", plugin)
         for path in (plugin.parent, plugin, *plugin.iterdir()):
             path.chmod(0o755)  # a clone may be writable for a group, and as root that would be refused
 
@@ -287,9 +289,9 @@ In another terminal:
         self._show(f"  {len(step.answers)} requests, answered by {spread(step.answers)}", "green")
 
     def _start(self, app: str, version: str) -> str:
-        self._show(f"$ script/demo_app.py {app} {version} &")
+        self._show(f"$ {PROGRAM} {app} {version} &")
         child = subprocess.Popen(
-            [sys.executable, HERE / "demo_app.py", app, version], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            [sys.executable, HERE / "app.py", app, version], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
         assert child.stdout is not None
         address = child.stdout.readline().strip()
@@ -402,7 +404,7 @@ def clean_up(root: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        subprocess.run([ROUTER, "proxy:stop"], env={**os.environ, "ROUTER_ROOT": str(root)}, capture_output=True, timeout=20)
+        subprocess.run([*ROUTER, "proxy:stop"], env={**os.environ, "ROUTER_ROOT": str(root)}, capture_output=True, timeout=20)
     end_children()
     shutil.rmtree(root, ignore_errors=True)
 
@@ -411,15 +413,11 @@ def save(table: Table, path: Path) -> None:
     """The table as a picture."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(table)
-    console.save_svg(str(path), title="script/demo")
+    console.save_svg(str(path), title="router demo")
 
 
-def main() -> int:
-    """Run the demo; 0: every promise was kept."""
-    parser = argparse.ArgumentParser(prog="script/demo", description="The router's main job on real traffic.")
-    parser.add_argument("--keep", action="store_true", help="stay up afterwards until Ctrl-C")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="save the closing table as a picture")
-    options = parser.parse_args()
+def show(*, keep: bool, svg: Path | None) -> int:
+    """Run the demo, and stay up afterwards (`keep`), or save its table as a picture; 0: every promise was kept."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -438,10 +436,10 @@ def main() -> int:
         console = Console()
         console.print()
         console.print(demo.table())
-        if options.svg:
-            save(demo.table(), options.svg)
+        if svg:
+            save(demo.table(), svg)
         console.print(f"done in {time.monotonic() - began:.0f} s")
-        if options.keep:
+        if keep:
             kept_up = True  # before the words that tell how to end it
             print(demo.hints(), flush=True)
             while True:
@@ -458,7 +456,3 @@ def main() -> int:
     finally:
         clean_up(root)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
