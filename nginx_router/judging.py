@@ -29,8 +29,9 @@ from .model import App, Facts, parse_app
 #: Seconds of requests that count, and between two looks at them.
 WINDOW, LOOK = 60.0, 1.0
 
-#: Fewer answers of a canary say nothing yet.
-LEAST = 20
+#: Fewer answers of a canary say nothing yet, unless so many in a row were errors: nginx asks one that has no answer again only after
+#: `fail-timeout`, so that a dead one comes to some six a minute, however many clients it has.
+LEAST, IN_A_ROW = 20, 5
 
 #: Seconds after which an abort that failed is tried again, and for which one may take.
 RETRY, LONGEST = 5.0, 300.0
@@ -72,20 +73,27 @@ def outcomes(line: Line, few: Set[str], others: Set[str]) -> Iterator[tuple[bool
             yield address in few, place < len(line.tried) or line.status >= 500
 
 
-def too_many(canary: Count, most: float) -> str | None:
-    """That a canary has more errors than it may, in words; None: it has not.  `most` are allowed, in percent."""
-    if canary.answers < LEAST or canary.share <= most:
+def too_many(canary: Count, most: float, row: int = 0) -> str | None:
+    """That a canary has more errors than it may, in words; None: it has not.
+
+    `most` are allowed, in percent; its last `row` answers were errors, however long ago the first of them was.
+    """
+    if canary.share <= most:
         return None
-    return f"{canary.share:.1f}% of {canary.answers} answers of the canary were errors within {WINDOW:.0f} s"
+    if canary.answers >= LEAST:
+        return f"{canary.share:.1f}% of {canary.answers} answers of the canary were errors within {WINDOW:.0f} s"
+    return f"the last {row} answers of the canary were errors" if row >= IN_A_ROW else None
 
 
-def verdict(canary: Count, others: Count, most: float) -> str | None:
+def verdict(canary: Count, others: Count, most: float, row: int = 0) -> str | None:
     """Why a canary is to be aborted; None: it is not.
 
     Where the others were asked nothing, what is allowed decides alone.
     """
-    if (words := too_many(canary, most)) is None or (others.answers and canary.share <= others.share):
+    if (words := too_many(canary, most, row)) is None or (others.answers and canary.share <= others.share):
         return None
+    if canary.answers < LEAST and others.share > most:
+        return None  # so few are compared with nobody who fails himself
     return f"{words}, {f'{others.share:.1f}% of {others.answers}' if others.answers else 'and none was asked'} of the others"
 
 
@@ -103,6 +111,7 @@ class _Trial:
     seconds: deque[tuple[int, Count]] = field(default_factory=deque)
     # of the others, up to their last request: at 100% they get none, and what they answered before that is what can be known
     seconds_of_others: deque[tuple[int, Count]] = field(default_factory=deque)
+    row: int = 0  # how many of its last answers were errors, without a good one among them
     is_ending: bool = False
     not_before: float = 0.0
     is_unread: bool = False  # its log has requests, and does not say who answered
@@ -118,6 +127,8 @@ class _Trial:
                     for is_canary, is_error in outcomes(line, self.few, self.others):
                         one = Count(1, is_error)
                         canary, others = (canary + one, others) if is_canary else (canary, others + one)
+                        if is_canary:
+                            self.row = self.row + 1 if is_error else 0
         self.is_unread = self.is_unread or (lines > 0 and known == 0)
         _keep(self.seconds, int(now), canary)
         if others.answers:
@@ -125,11 +136,11 @@ class _Trial:
 
     def reason(self) -> str | None:
         """Why it is to be aborted."""
-        return self.problem or verdict(_total(self.seconds), _total(self.seconds_of_others), self.most)
+        return self.problem or verdict(_total(self.seconds), _total(self.seconds_of_others), self.most, self.row)
 
     def trouble(self) -> str | None:
         """Why it would be, whatever the others did."""
-        return self.problem or too_many(_total(self.seconds), self.most)
+        return self.problem or too_many(_total(self.seconds), self.most, self.row)
 
 
 class Judging:
@@ -208,7 +219,7 @@ class Judging:
         most = canaries.hundredths(canaries.max_errors_of(app)) / 100
         trial = _Trial(entry.state, few, others, most, [], failing, canaries.alone(app, facts))
         if before and before.few == few:  # another share, or a deploy of another process: what was counted counts
-            trial.seconds, trial.seconds_of_others = before.seconds, before.seconds_of_others
+            trial.seconds, trial.seconds_of_others, trial.row = before.seconds, before.seconds_of_others, before.row
             trial.is_ending, trial.not_before = before.is_ending, before.not_before
         known = {log.path: log for log in before.logs} if before else {}
         paths = [Path(path) for path in paths_in(vhost)]

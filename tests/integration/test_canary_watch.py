@@ -135,6 +135,23 @@ def test_more_errors_than_the_others_have_abort_it(blog: Live, broken: Broken, w
     blog.is_consistent()
 
 
+def test_one_that_nginx_leaves_out_after_each_failure_is_aborted(blog: Live, backend: Callable[..., Backend]) -> None:
+    blog.done("nginx:set", "blog", "fail-timeout", "4s")  # fifteen a minute, fewer than say something by their share
+    new = backend("new")
+    command = watch(blog)
+    blog.done("apps:deploy", "blog", new, "--canary", "50%")
+    assert statuses(blog, marks(20)) == {200}
+    new.close()
+
+    def aborted() -> bool:
+        assert statuses(blog, marks(4)) == {200}, "who has no answer of it gets one of the others"
+        return len(upstreams(blog)) == 2
+
+    until(aborted, 50, "the abort")
+    assert "answers of the canary were errors" in blog.done("apps:report", "blog", "--aborted").out
+    ended(command)
+
+
 def test_one_that_fails_its_checks_is_aborted(blog: Live, backend: Callable[..., Backend]) -> None:
     for key, value in (("interval", "0.2"), ("fall", "2")):
         blog.done("checks:set", "blog", key, value)

@@ -51,6 +51,24 @@ def test_how_many_are_too_many(canary: tuple[int, int], others: tuple[int, int],
     assert (verdict(Count(*canary), Count(*others), most) is not None) == is_aborted
 
 
+@pytest.mark.parametrize(
+    ("canary", "others", "most", "row", "is_aborted"),
+    [
+        ((4, 4), (200, 0), 5.0, 4, False),
+        ((5, 5), (200, 0), 5.0, 5, True),
+        ((1, 1), (200, 0), 5.0, 5, True),  # all within longer than counts: few come to it
+        ((1, 1), (0, 0), 5.0, 1, False),
+        ((12, 5), (200, 0), 5.0, 3, False),
+        ((5, 5), (200, 20), 5.0, 5, False),  # the others fail as well: so few say nothing
+        ((5, 5), (0, 0), 5.0, 5, True),
+        ((900, 10), (900, 0), 5.0, 5, False),  # in a row, among many that were good
+        ((5, 5), (200, 0), 100.0, 5, False),
+    ],
+)
+def test_a_few_in_a_row_are_enough(canary: tuple[int, int], others: tuple[int, int], most: float, row: int, is_aborted: bool) -> None:
+    assert (verdict(Count(*canary), Count(*others), most, row) is not None) == is_aborted
+
+
 def a_trial(alone: Sequence[str] = ()) -> _Trial:
     return _Trial("state", frozenset({CANARY}), frozenset({OLD}), 5.0, [], alone=alone)
 
@@ -74,6 +92,16 @@ def test_what_the_others_answered_last_is_what_one_at_100_percent_is_compared_wi
     failing = counted(a_trial(), 1000, Count(30, 0), Count(100, 100))
     assert counted(failing, 1010, Count(0), Count(100, 0)).seconds_of_others and counted(failing, 1200, Count(30, 15)).reason() is None
     assert counted(counted(failing, 1300, Count(0), Count(1, 0)), 1301, Count(30, 15)).reason() is not None, "they are well since"
+
+
+def test_one_that_nginx_asks_again_only_now_and_then_is_known_by_its_row() -> None:
+    trial = a_trial()
+    for number in range(4):
+        assert counted(trial, 1000 + 25 * number, Count(1, 1), Count(50, 0)).reason() is None, number
+    assert trial.reason() is None
+    said = "the last 5 answers of the canary were errors, 0.0% of 150 of the others"
+    assert counted(trial, 1100, Count(1, 1), Count(50, 0)).reason() == said
+    assert counted(trial, 1110, Count(1, 0)).reason() is None, "it answered"
 
 
 def test_why_one_that_fails_is_left_is_said_once() -> None:
