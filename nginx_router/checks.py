@@ -12,6 +12,7 @@ import queue
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -49,11 +50,15 @@ class Check:
         return "a TCP connection" if self.path is None else f"GET {self.path}"
 
 
+#: An endpoint, and how it is asked; the endpoints of two processes may have one address.
+Asked = tuple[Address, Check]
+
+
 @dataclass(frozen=True)
 class _Word:
     """What a thread found: `done` ends its part, `text` is why an attempt failed or what answered."""
 
-    address: Address
+    asked: Asked
     done: bool
     text: str
     passed: bool = False
@@ -71,16 +76,16 @@ def run(
     Raises:
         ChecksFailed: one did not.
     """
-    run_each(app, dict.fromkeys(addresses, check), say, resolved)
+    run_each(app, [(address, check) for address in addresses], say, resolved)
 
 
 def run_each(
     app: str,
-    asked: Mapping[Address, Check],
+    asked: Iterable[Asked],
     say: Callable[[str], None],
     resolved: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
-    """See every endpoint answer to its own check; what each does is told by `say`.
+    """See every endpoint answer to its own check, and to one that is named twice only once; what each does is told by `say`.
 
     `resolved`: IP addresses of host names that DNS need not know.
 
@@ -89,21 +94,24 @@ def run_each(
     """
     began = stamp()
     words: queue.SimpleQueue[_Word] = queue.SimpleQueue()
-    seconds = max((check.timeout for check in asked.values()), default=0.0)
+    names = _names(asked)
+    seconds = max((check.timeout for _, check in names), default=0.0)
     deadline = time.monotonic() + seconds
     over = threading.Event()
-    for address, check in asked.items():
+    for each in names:
+        address = each[0]
         places = [Address(address.at(ip)) for ip in resolved.get(address.host, ())] or [address]
         # daemon: getaddrinfo cannot be interrupted, and must not keep the command from ending
-        threading.Thread(target=_keep_asking, args=(address, places, check, deadline, over, words.put), daemon=True).start()
+        threading.Thread(target=_keep_asking, args=(each, places, deadline, over, words.put), daemon=True).start()
     try:
-        failed = _listen(asked, seconds, deadline, words, say)
+        failed = _listen(names, seconds, deadline, words, say)
     finally:
         over.set()
     if failed:
-        reasons = [(str(address), f"{failed[address]}, since {began}") for address in asked if address in failed]
-        first = next(address for address in asked if address in failed)
-        raise ChecksFailed(verdict(app, str(asked[first]), reasons), hint="nothing was changed: see the instance's own log", app=app)
+        (address, check), *others = [each for each in names if each in failed]
+        reasons = [(str(address), failed[address, check]), *((names[each], failed[each]) for each in others)]
+        what = verdict(app, str(check), [(name, f"{why}, since {began}") for name, why in reasons])
+        raise ChecksFailed(what, hint="nothing was changed: see the instance's own log", app=app)
 
 
 def verdict(app: str, check: str, reasons: Sequence[tuple[str, str]]) -> str:
@@ -113,13 +121,20 @@ def verdict(app: str, check: str, reasons: Sequence[tuple[str, str]]) -> str:
     return f"app {app}: endpoint {address} failed its check ({check}): {reason}{also}"
 
 
+def _names(asked: Iterable[Asked]) -> dict[Asked, str]:
+    """What they are called: by their addresses, and where one is asked in several ways by these too."""
+    once = dict.fromkeys(asked)
+    ways = Counter(address for address, _ in once)
+    return {each: str(each[0]) if ways[each[0]] == 1 else f"{each[0]} ({each[1]})" for each in once}
+
+
 def _listen(
-    addresses: Iterable[Address], seconds: float, deadline: float, words: queue.SimpleQueue[_Word], say: Callable[[str], None]
-) -> dict[Address, str]:
+    names: Mapping[Asked, str], seconds: float, deadline: float, words: queue.SimpleQueue[_Word], say: Callable[[str], None]
+) -> dict[Asked, str]:
     """What failed, once every endpoint has passed or failed or the time is over."""
-    waited_for = dict.fromkeys(addresses, "no answer")
-    said: dict[Address, str] = {}
-    failed: dict[Address, str] = {}
+    waited_for = dict.fromkeys(names, "no answer")
+    said: dict[Asked, str] = {}
+    failed: dict[Asked, str] = {}
     while waited_for:
         try:
             # a little longer than the threads: their last words say more than ours
@@ -127,24 +142,24 @@ def _listen(
         except queue.Empty:
             late = {a: f"{why} within {seconds:g} s" if why == "no answer" else why for a, why in waited_for.items()}
             return failed | late
+        name = names[word.asked]
         if word.done and word.passed:
-            del waited_for[word.address]
-            say(f"{word.address}: {word.text}")
+            del waited_for[word.asked]
+            say(f"{name}: {word.text}")
         elif word.done:
-            del waited_for[word.address]
-            failed[word.address] = word.text
-            say(f"{word.address}: failed: {word.text}")
+            del waited_for[word.asked]
+            failed[word.asked] = word.text
+            say(f"{name}: failed: {word.text}")
         else:
-            waited_for[word.address] = word.text
-            if said.get(word.address) != word.text:
-                said[word.address] = word.text
-                say(f"{word.address}: not yet: {word.text}")
+            waited_for[word.asked] = word.text
+            if said.get(word.asked) != word.text:
+                said[word.asked] = word.text
+                say(f"{name}: not yet: {word.text}")
     return failed
 
 
-def _keep_asking(
-    address: Address, places: Sequence[Address], check: Check, deadline: float, over: threading.Event, tell: Callable[[_Word], None]
-) -> None:
+def _keep_asking(asked: Asked, places: Sequence[Address], deadline: float, over: threading.Event, tell: Callable[[_Word], None]) -> None:
+    address, check = asked
     began = time.monotonic()
     pause = _FIRST_PAUSE
     # an instance that is still starting may take a first connection and never answer it: there is a second try
@@ -155,7 +170,7 @@ def _keep_asking(
         patience = min(max(deadline - time.monotonic(), 0.05), usual)
         try:
             answer = _ask(address, places, check, patience)
-            tell(_Word(address, True, f"{answer} after {time.monotonic() - began:.1f} s", passed=True))
+            tell(_Word(asked, True, f"{answer} after {time.monotonic() - began:.1f} s", passed=True))
             return
         except socket.gaierror as why:
             is_final = why.errno in _NO_SUCH_NAME
@@ -169,9 +184,9 @@ def _keep_asking(
             problem = str(why)
         left = deadline - time.monotonic()
         if is_final or left <= 0:
-            tell(_Word(address, True, problem))
+            tell(_Word(asked, True, problem))
             return
-        tell(_Word(address, False, problem))
+        tell(_Word(asked, False, problem))
         if over.wait(min(pause, left)):
             return
         pause = min(pause * 1.5, _LONGEST_PAUSE)

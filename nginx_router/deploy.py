@@ -235,11 +235,20 @@ def check_new(router: Router, event: Event, options: Options) -> None:
     assert event.app is not None
     existed = event.args["existed"]
     app = router.app(event.app) if existed else App(AppName(event.app), tuple(map(Domain, event.args["domains"])))
-    asked: dict[Address, Check] = {}
-    for process, addresses in event.args["processes"].items():
+    check_instances(router, app, event.args["processes"], options)
+
+
+def check_instances(router: Router, app: App, processes: Wanted, options: Options) -> None:
+    """See these instances answer, each as it is asked for its process: one that two processes have, in both ways.
+
+    Raises:
+        ChecksFailed: one does not.
+    """
+    asked = []
+    for process, addresses in processes.items():
         check = _check_of(router, app, process, options)
-        asked |= {address(text): check for text in addresses}
-    checks.run_each(event.app, asked, router.request.say, _resolved_by_plugins(router, event.app, list(asked)))
+        asked += [(address(text), check) for text in addresses]
+    checks.run_each(app.name, asked, router.request.say, _resolved_by_plugins(router, app.name, [each for each, _ in asked]))
 
 
 def _check_of(router: Router, app: App, process: str, options: Options) -> Check:

@@ -204,3 +204,14 @@ def test_a_path_that_is_none_is_refused(path: str) -> None:
 def test_a_timeout_that_is_none_is_refused(seconds: float) -> None:
     with pytest.raises(UsageProblem, match="--check-timeout"):
         Check(timeout=seconds)
+
+
+def test_an_address_of_two_processes_is_asked_in_both_ways_and_once_in_each(serve: Serve) -> None:
+    server, address = serve(b"HTTP/1.1 503 Busy\r\n\r\n")
+    said: list[str] = []
+    tcp, http = Check(timeout=0.3), Check("/up", timeout=0.3)
+    with pytest.raises(ChecksFailed, match=r"failed its check \(GET /up\): HTTP 503, since [^;]*$"):
+        checks.run_each("blog", [(address, http), (address, tcp), (address, tcp)], said.append)
+    assert len([line for line in said if line.startswith(f"{address} (a TCP connection): accepts connections")]) == 1, said
+    assert f"{address} (GET /up): failed: HTTP 503" in said
+    assert any(b"GET /up" in asked for asked in server.asked)

@@ -142,7 +142,7 @@ def test_the_check_asks_for_the_first_exact_domain(router: Any, monkeypatch: pyt
     monkeypatch.setattr(engine.checks, "run_each", lambda *args: asked.append(args))
     an_app(router)
     deploy(router, "10.0.0.1:80", check="/up", check_timeout=7)
-    (check,) = asked[0][1].values()
+    ((_, check),) = asked[0][1]
     assert (check.path, check.host, check.timeout, check.statuses) == ("/up", "blog.example.com", 7, ((200, 399),))
 
 
@@ -156,14 +156,16 @@ def test_the_check_is_as_the_files_say_and_the_commands_own_word_counts_first(ro
     directory = an_app(router)
     (directory / "app.toml").write_text('[checks]\npath = "/up"\nstatus = 204\ntimeout = 2\n[checks.api]\npath = "off"\nhost = "a.io"\n')
     deploy(router, "10.0.0.1:80", "api=10.0.0.2:80")
-    web, api = asked[0].values()
+    (_, web), (_, api) = asked[0]
     assert (web.path, web.host, web.each, web.statuses) == ("/up", "blog.example.com", 2, ((204, 204),))
     assert (api.path, api.host, api.each) == (None, "a.io", 2)
     deploy(router, "10.0.0.3:80", "api=10.0.0.4:80", check="/own")
-    assert [(check.path, check.host, check.each, check.statuses) for check in asked[1].values()] == [
+    assert [(check.path, check.host, check.each, check.statuses) for _, check in asked[1]] == [
         ("/own", "blog.example.com", None, ((200, 399),)),
         ("/own", "a.io", None, ((200, 399),)),
     ]
+    deploy(router, "10.0.0.5:80", "api=10.0.0.5:80")
+    assert [(address.text, check.path) for address, check in asked[2]] == [("10.0.0.5:80", "/up"), ("10.0.0.5:80", None)]
 
 
 def test_endpoints_that_were_changed_during_the_checks_are_a_conflict(router: Any, listening: Callable[[], str]) -> None:
