@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import balancing, canaries
 from .canaries import ABORT, BEGIN, PROMOTE
-from .deploy import Wanted, check_new, expecting, refuse_locked, takeover
-from .events import Event
+from .deploy import Wanted, check_new, expecting, takeover
+from .events import Event, refuse_locked
 from .files import FileLock
 from .handover import Handover, Options, Show, hand_out, swap_and_wait, turn
 from .model import parse_app

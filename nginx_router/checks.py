@@ -66,21 +66,6 @@ class _Word:
 
 def run(
     app: str,
-    addresses: Sequence[Address],
-    check: Check,
-    say: Callable[[str], None],
-    resolved: Mapping[str, Sequence[str]] = MappingProxyType({}),
-) -> None:
-    """See every endpoint answer to one check; what each does is told by `say`.
-
-    Raises:
-        ChecksFailed: one did not.
-    """
-    run_each(app, [(address, check) for address in addresses], say, resolved)
-
-
-def run_each(
-    app: str,
     asked: Iterable[Asked],
     say: Callable[[str], None],
     resolved: Mapping[str, Sequence[str]] = MappingProxyType({}),

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from . import canaries, checks, health, runners
 from .arguments import default_domains
 from .checks import Check
-from .errors import Conflict, NotDrained, RouterError, UsageProblem
-from .events import Event
+from .errors import NotDrained, RouterError, UsageProblem
+from .events import Event, refuse_locked
 from .handover import Handover, Options, Show, Swap, hand_out, require_counts, swap_and_wait, turn
 from .model import UPSTREAMS, App
 from .names import WEB, Address, AppName, Domain, Endpoint, address, endpoint_argument, process_name, shown
@@ -214,16 +214,6 @@ def expecting(router: Router, app: str, wanted: Wanted, named: Wanted | None = N
     }
 
 
-def refuse_locked(app: App) -> None:
-    """Make sure that an app may be deployed.
-
-    Raises:
-        Conflict: it is locked; the reason is said.
-    """
-    if app.locked is not None:
-        raise Conflict(f"app {app.name} is locked: {app.locked}", hint=f"router apps:unlock {app.name}", app=app.name)
-
-
 def check_new(router: Router, event: Event, options: Options) -> None:
     """See every instance answer that the event names.
 
@@ -248,7 +238,7 @@ def check_instances(router: Router, app: App, processes: Wanted, options: Option
     for process, addresses in processes.items():
         check = _check_of(router, app, process, options)
         asked += [(address(text), check) for text in addresses]
-    checks.run_each(app.name, asked, router.request.say, _resolved_by_plugins(router, app.name, [each for each, _ in asked]))
+    checks.run(app.name, asked, router.request.say, _resolved_by_plugins(router, app.name, [each for each, _ in asked]))
 
 
 def _check_of(router: Router, app: App, process: str, options: Options) -> Check:

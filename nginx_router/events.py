@@ -245,9 +245,9 @@ def _deploy(event: Event, world: World) -> Edit:
         texts = require(world, name)
     texts = dict(texts)
     app = world.parse(name, texts)
-    if app.locked is not None and (event.args.get("canary") or {}).get("verb") != canaries.ABORT:
-        raise Conflict(f"app {name} is locked: {app.locked}", hint=f"router apps:unlock {name}", app=name)
     canary = event.args.get("canary")
+    if (canary or {}).get("verb") != canaries.ABORT:
+        refuse_locked(app)
     if canary is None:
         canaries.refuse_under_way(app)
         texts = canaries.without_aborted(texts)
@@ -273,6 +273,16 @@ def _deploy(event: Event, world: World) -> Edit:
             texts[APP_TOML] = set_key(texts.get(APP_TOML, ""), "count", process, count)
     still = all_addresses(text)
     return Edit(apps={name: texts}, notes=notes, answer={"retired": [a for a in dict.fromkeys(retired) if a not in still]})
+
+
+def refuse_locked(app: App) -> None:
+    """Make sure that the instances of an app may be exchanged.
+
+    Raises:
+        Conflict: it is locked; the reason is said.
+    """
+    if app.locked is not None:
+        raise Conflict(f"app {app.name} is locked: {app.locked}", hint=f"router apps:unlock {app.name}", app=app.name)
 
 
 def _nowhere(app: App, process: str, addresses: Sequence[str]) -> list[str]:
@@ -403,12 +413,14 @@ def _restore(event: Event, world: World) -> Edit:
     assert event.app is not None
     then: dict[str, str] = dict(event.args["texts"])
     now = world.texts(event.app)
+    app = world.parse(event.app, now) if now is not None else None
     if event.args.get("endpoints"):
+        if app is not None and sorted(_lines_of(now)) != sorted(_lines_of(then)):
+            refuse_locked(app)
         if sorted(_lines_of(now)) != sorted(event.args["expected"]):
             raise Conflict(f"the endpoints of {event.app} were changed during the checks", hint="roll back again", app=event.app)
     else:
         then[UPSTREAMS] = (now or {}).get(UPSTREAMS, "")
-    app = world.parse(event.app, now) if now is not None else None
     toml = then.get(APP_TOML, "")
     had = parse_toml(APP_TOML, toml)
     for key, value in (("locked", app.locked if app else None), ("count", dict(app.counts) if app and app.counts else None)):

@@ -82,7 +82,7 @@ def roll_back(
     is_all: Annotated[bool, typer.Option("--all", help="All apps of that generation that still exist.")] = False,
     endpoints: Annotated[bool, typer.Option("--endpoints", help="The endpoints that they had, too; these are checked first.")] = False,
     check: Annotated[
-        str | None, typer.Option("--check", metavar="/PATH", help="Check endpoints by HTTP GET. Without it: a TCP connect.")
+        str | None, typer.Option("--check", metavar="/PATH", help="Check them by HTTP GET. Without it: as apps:checks:set said then.")
     ] = None,
     check_timeout: Annotated[float, typer.Option("--check-timeout", metavar="S", help="Seconds for all checks together (30).")] = 30.0,
 ) -> None:
@@ -90,16 +90,16 @@ def roll_back(
 
     Example: router generations:rollback 41 blog
     """
-    from nginx_router.checks import Check
+    from nginx_router.handover import Options
     from nginx_router.rollback import rollback
 
     if apps and is_all:
         raise UsageProblem("APP... or --all, one of them")
     if check is not None and not endpoints:
         raise UsageProblem("--check checks endpoints, and those stay as they are", hint="add --endpoints")
-    asked = Check(path=check, timeout=check_timeout) if endpoints else None
+    options = Options(check, check_timeout) if endpoints else None
     names = list(dict.fromkeys(apps)) if apps else None
-    router.out.changed(rollback(router, _number(router, number), names, endpoints=endpoints, check=asked), single=bool(names))
+    router.out.changed(rollback(router, _number(router, number), names, endpoints=endpoints, options=options), single=bool(names))
 
 
 def prune(

@@ -98,6 +98,36 @@ def test_endpoints_come_back_when_they_are_asked_for_and_answer(two_apps: Live, 
     assert live.get("blog.test").body == "blog"
 
 
+def test_endpoints_that_come_back_are_asked_as_a_deploy_would(two_apps: Live, backend: Callable[[str], Backend]) -> None:
+    live = two_apps
+    live.done("checks:set", "blog", "path", "/health")
+    live.done("checks:set", "blog", "status", "204")
+    before = number(live)
+    live.done("upstreams:set", "blog", backend("new"))
+    with live.unchanged():
+        result = live("generations:rollback", before, "blog", "--endpoints", "--check-timeout", "1")
+    assert result.code == 12 and "GET /health" in result.err and "HTTP 200" in result.err, result
+    live.done("generations:rollback", before, "blog", "--endpoints", "--check", "/")
+    assert live.get("blog.test").body == "blog"
+
+
+def test_the_endpoints_of_a_locked_app_stay(two_apps: Live, backend: Callable[[str], Backend]) -> None:
+    live = two_apps
+    before = number(live)
+    live.done("apps:lock", "blog", "moving its database")
+    live.done("domains:add", "blog", "more.blog.test")
+    live.done("generations:rollback", before, "blog", "--endpoints")  # it has these
+    live.done("upstreams:set", "blog", backend("new"))
+    for more in ((), ("--dry-run",)):
+        with live.unchanged():
+            result = live("generations:rollback", before, "blog", "--endpoints", *more)
+        assert result.code == 4 and "moving its database" in result.err, result
+    result = live("generations:rollback", before, "--all", "--endpoints")
+    assert result.code == 4 and live.get("blog.test").body == "new", result
+    live.done("generations:rollback", before, "blog")
+    assert live.get("more.blog.test").status == 0 and live.get("blog.test").body == "new"
+
+
 def test_what_is_not_there_ends_in_3(two_apps: Live) -> None:
     with two_apps.unchanged():
         assert two_apps("generations:rollback", 99).code == 3

@@ -85,7 +85,7 @@ OK = http(200, "fine")
 
 def failure(*addresses: Address, check: Check) -> str:
     with pytest.raises(ChecksFailed) as caught:
-        checks.run("blog", addresses, check, lambda line: None)
+        checks.run("blog", [(address, check) for address in addresses], lambda line: None)
     assert caught.value.app == "blog"
     return caught.value.message
 
@@ -95,7 +95,7 @@ def failure(*addresses: Address, check: Check) -> str:
 def test_an_endpoint_of_any_kind_that_answers_passes(serve: Serve, isolated: Path, where: str, path: str | None) -> None:
     server, address = serve(OK, where=f"unix:{isolated}/a.sock" if where == "unix" else where)
     said: list[str] = []
-    checks.run("blog", [address], Check(path, "blog.example.com"), said.append)
+    checks.run("blog", [(address, Check(path, "blog.example.com"))], said.append)
     assert len(said) == 1 and said[0].startswith(f"{address}: {'answers 200' if path else 'accepts connections'} after 0.")
     if path:
         assert server.asked[0].startswith(b"GET /health HTTP/1.1\r\n")
@@ -105,13 +105,13 @@ def test_an_endpoint_of_any_kind_that_answers_passes(serve: Serve, isolated: Pat
 @pytest.mark.parametrize("status", [204, 301, 399])
 def test_2xx_and_3xx_pass_and_redirects_are_not_followed(serve: Serve, status: int) -> None:
     server, address = serve(http(status, "", "Location: http://127.0.0.1:1/"))
-    checks.run("blog", [address], Check("/"), lambda line: None)
+    checks.run("blog", [(address, Check("/"))], lambda line: None)
     assert len(server.asked) == 1
 
 
 def test_without_a_domain_the_host_is_the_address(serve: Serve) -> None:
     server, address = serve(OK)
-    checks.run("blog", [address], Check("/"), lambda line: None)
+    checks.run("blog", [(address, Check("/"))], lambda line: None)
     assert f"\r\nHost: {address}\r\n".encode() in server.asked[0]
 
 
@@ -133,7 +133,7 @@ def test_the_last_status_and_the_start_of_the_body_are_told(serve: Serve) -> Non
 def test_an_instance_that_becomes_ready_in_time_passes_and_its_progress_is_told_once(serve: Serve) -> None:
     _, address = serve(http(503, "starting"), http(503, "starting"), OK)
     said: list[str] = []
-    checks.run("blog", [address], Check("/"), said.append)
+    checks.run("blog", [(address, Check("/"))], said.append)
     assert said[0] == f"{address}: not yet: HTTP 503: 'starting'"
     assert said[1].startswith(f"{address}: answers 200 after ")
     assert len(said) == 2
@@ -158,7 +158,7 @@ def test_the_last_question_that_has_no_time_left_says_less_than_the_answer_befor
 
 def test_a_first_connection_that_is_never_answered_does_not_fail_the_instance(serve: Serve) -> None:
     _, address = serve(None, OK)
-    checks.run("blog", [address], Check("/", timeout=1.5), lambda line: None)
+    checks.run("blog", [(address, Check("/", timeout=1.5))], lambda line: None)
 
 
 def test_garbage_is_no_answer(serve: Serve) -> None:
@@ -186,12 +186,12 @@ def test_a_name_that_does_not_exist_fails_at_once(monkeypatch: pytest.MonkeyPatc
 def test_a_name_that_a_plugin_resolves_is_asked_there(serve: Serve) -> None:
     server, address = serve(OK)
     named = Address(f"blog.internal:{address.port}")
-    checks.run("blog", [named], Check("/"), lambda line: None, {"blog.internal": ["127.0.0.9", "127.0.0.1"]})
+    checks.run("blog", [(named, Check("/"))], lambda line: None, {"blog.internal": ["127.0.0.9", "127.0.0.1"]})
     assert f"\r\nHost: {named}\r\n".encode() in server.asked[0]
 
 
 def test_nothing_to_check_passes() -> None:
-    checks.run("blog", [], Check(), lambda line: None)
+    checks.run("blog", [], lambda line: None)
 
 
 @pytest.mark.parametrize("path", ["health", "", "/a b", "/a\r\nX: y", "/ä"])
@@ -211,7 +211,7 @@ def test_an_address_of_two_processes_is_asked_in_both_ways_and_once_in_each(serv
     said: list[str] = []
     tcp, http = Check(timeout=0.3), Check("/up", timeout=0.3)
     with pytest.raises(ChecksFailed, match=r"failed its check \(GET /up\): HTTP 503, since [^;]*$"):
-        checks.run_each("blog", [(address, http), (address, tcp), (address, tcp)], said.append)
+        checks.run("blog", [(address, http), (address, tcp), (address, tcp)], said.append)
     assert len([line for line in said if line.startswith(f"{address} (a TCP connection): accepts connections")]) == 1, said
     assert f"{address} (GET /up): failed: HTTP 503" in said
     assert any(b"GET /up" in asked for asked in server.asked)

@@ -139,7 +139,7 @@ def test_create_makes_the_app_with_its_first_domains(router: Any, listening: Cal
 
 def test_the_check_asks_for_the_first_exact_domain(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(engine.checks, "run_each", lambda *args: asked.append(args))
+    monkeypatch.setattr(engine.checks, "run", lambda *args: asked.append(args))
     an_app(router)
     deploy(router, "10.0.0.1:80", check="/up", check_timeout=7)
     ((_, check),) = asked[0][1]
@@ -148,7 +148,7 @@ def test_the_check_asks_for_the_first_exact_domain(router: Any, monkeypatch: pyt
 
 def test_the_check_is_as_the_files_say_and_the_commands_own_word_counts_first(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(engine.checks, "run_each", lambda *args: asked.append(args[1]))
+    monkeypatch.setattr(engine.checks, "run", lambda *args: asked.append(args[1]))
     keys = Plugins(router.paths, router.said.append, dict).tables()
     monkeypatch.setattr(router, "tables", lambda: keys)
     monkeypatch.setattr(router, "app", lambda name: parse_app(name, router.store.texts(name) or {}, keys))
