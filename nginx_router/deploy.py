@@ -96,6 +96,7 @@ def scale(router: Router, app: str, counts: Mapping[str, int], options: Options,
         NotDrained: scaled, but not drained: nothing was stopped; and all that `deploy` raises.
     """
     began = time.monotonic()
+    refuse_locked(router.app(app))  # whoever unlocks it first is told of a missing runner then
     runners.require(router, app)
     with turn(router, app):
         now = {process: [e.address.text for e in router.app(app).of_process(process)] for process in counts}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nginx_router import deploy as engine
-from nginx_router.errors import ChecksFailed, NotDrained, NotFound, PluginBroken, Refused, UsageProblem
+from nginx_router.errors import ChecksFailed, Conflict, NotDrained, NotFound, PluginBroken, Refused, UsageProblem
 
 from .fakes import a_runner, an_app, listening, never_drained, router, scale, upstreams
 
@@ -112,6 +112,12 @@ def test_without_a_runner_the_way_by_hand_is_named(router: Any) -> None:
     with pytest.raises(NotFound) as caught:
         scale(router, "web=3")
     assert "apps:upstreams:add blog" in caught.value.hint
+
+
+def test_a_locked_app_refuses_before_anybody_looks_for_a_runner(router: Any) -> None:
+    an_app(router, toml='locked = "moving its database"\n')
+    with pytest.raises(Conflict, match="moving its database"):
+        scale(router, "web=3")
 
 
 @pytest.mark.parametrize("word", ["web", "web=", "web=-1", "web=x", "3", "Web=1", "3=1", "web=²"])
