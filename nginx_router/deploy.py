@@ -50,15 +50,17 @@ def counts_of(words: Sequence[str]) -> dict[str, int]:
     """`PROCESS=COUNT...` as given to scale.
 
     Raises:
-        UsageProblem: one is something else.
+        UsageProblem: one is something else, or a process is named twice.
     """
-    found = {}
+    found: dict[str, int] = {}
     for word in words:
         process, equals, count = word.partition("=")
         if not equals or not count.isascii() or not count.isdigit() or len(count) > 4:
             raise UsageProblem(f"{shown(word)} is not PROCESS=COUNT", hint="such as web=3; 0 is allowed")
-        found[process_name(process)] = int(count)
-    return {str(process): count for process, count in found.items()}
+        if (name := str(process_name(process))) in found:
+            raise UsageProblem(f"{name} is named twice: {name}={found[name]} and {word}", hint="one count for each process")
+        found[name] = int(count)
+    return found
 
 
 def deploy(router: Router, app: str, wanted: Wanted, options: Options, show: Show) -> None:

@@ -56,6 +56,9 @@ def start(router: Router, app: str, process: str, count: int, now: Sequence[str]
         raise PluginBroken(
             f"plugin {plugin} answered {what} for {process}={count} of app {app}", hint="one endpoint a line, all that are wanted", app=app
         )
+    if len(found) != count:  # all that are wanted is what the runner says; whoever asked for others is told
+        endpoints = f"{len(found)} endpoint{'' if len(found) == 1 else 's'}"
+        router.request.say(f"warning: the runner gave {endpoints} of {process}, asked for {count}")
     return found
 
 

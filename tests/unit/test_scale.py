@@ -124,3 +124,20 @@ def test_a_locked_app_refuses_before_anybody_looks_for_a_runner(router: Any) -> 
 def test_a_count_that_is_none_is_refused(word: str) -> None:
     with pytest.raises(UsageProblem):
         engine.counts_of([word])
+
+
+def test_a_process_has_one_count() -> None:
+    with pytest.raises(UsageProblem, match="web is named twice: web=1 and web=2"):
+        engine.counts_of(["web=1", "api=1", "web=2"])
+
+
+def test_a_runner_that_gives_another_number_is_routed_to_and_that_is_said(router: Any, listening: Callable[[], str]) -> None:
+    new = listening()
+    an_app(router)
+    a_runner(router, new)
+    scale(router, "web=2")
+    assert upstreams(router) == f"{new}\n"
+    assert "warning: the runner gave 1 endpoint of web, asked for 2" in router.said
+    router.said.clear()
+    scale(router, "web=1")
+    assert not [line for line in router.said if "warning" in line]
