@@ -67,11 +67,12 @@ class Swap:
     outcomes: tuple[Outcome, ...] = ()  # of the changes that it took
     staying: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of what was to leave: address, the apps that it serves
     resolved: Mapping[str, Sequence[str]] = field(default_factory=dict)  # where nginx connected to for host names, before the change
+    serving: int | None = None  # the generation that nginx answers with; None: the proxy is stopped
 
     def followed_by(self, outcome: Outcome) -> Swap:
         """This and a change behind it as one."""
         kind = self.kind if self.kind != "nothing" else outcome.kind
-        return replace(self, generation=outcome.generation, kind=kind, outcomes=(*self.outcomes, outcome))
+        return replace(self, generation=outcome.generation, serving=outcome.serving, kind=kind, outcomes=(*self.outcomes, outcome))
 
     def and_then(self, other: Swap) -> Swap:
         """This and another one behind it as one, for what is told of both."""
@@ -82,6 +83,7 @@ class Swap:
             left=self.left + other.left,
             websockets=self.websockets + other.websockets,
             outcomes=(*self.outcomes, *other.outcomes),
+            serving=other.serving,
         )
 
 
@@ -105,12 +107,13 @@ class Handover:
         """What scripts get.
 
         Promised from the first: `app generation kind retired forced closed_connections seconds`.  Added since, and always there too:
-        `reloads kept_connections websockets still_running canary`.
+        `serving reloads kept_connections websockets still_running canary`.
         """
         swap = self.swap
         return {
             "app": self.app,
             "generation": swap.generation,
+            "serving": swap.serving,
             "kind": swap.kind,
             "retired": list(swap.retired),
             "forced": swap.left,
@@ -189,13 +192,13 @@ def swap_and_wait(router: Router, event: Event, done: str, options: Options, ret
             again = "the same command again" if retired is not None else f"router apps:retire {event.app} {' '.join(leaving)}"
             what = f"{done} as generation {outcome.generation}, not drained: {' '.join(leaving)}"
             raise NotDrained(what, hint=f"stop none of them yet; what waits until they may be: {again}", app=event.app)
-        swap = Swap(outcome.generation, outcome.kind, leaving, left, drained.websockets, (outcome,), staying, resolved)
+        swap = Swap(outcome.generation, outcome.kind, leaving, left, drained.websockets, (outcome,), staying, resolved, outcome.serving)
 
     taken_in, lines = _taken_in(router, event)
     outcome = router.change([event, *taken_in], gated=True, then=then)[0]
     for line in lines if not router.request.dry_run else ():
         router.request.say(f"{line} failed its checks before, and is in again: it answered")
-    return swap or Swap(outcome.generation, outcome.kind, ())  # a dry run retires nothing
+    return swap or Swap(outcome.generation, outcome.kind, (), serving=outcome.serving)  # a dry run retires nothing
 
 
 def _wait(

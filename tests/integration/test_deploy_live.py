@@ -191,3 +191,19 @@ def test_deploys_under_load_lose_no_request(live: Live, record_property: pytest.
     assert min(load.answers[kind] for kind in ("fresh", "kept", "never repeats")) > deploys
     live.is_consistent()
     live.serves_current()
+
+
+def test_the_answer_says_what_nginx_serves(two_apps: Live, backend: Callable[..., Backend]) -> None:
+    live, (one, two) = two_apps, (backend("one"), backend("two"))
+
+    def said(*words: object) -> tuple[int, int | None]:
+        found = live.done(*words, "--format", "json").json
+        return found["generation"], found["serving"]
+
+    for words in (("apps:deploy", "blog", one, two), ("upstreams:drain", "blog", one), ("apps:retire", "blog", one)):
+        before = live.generations.current_number()
+        assert said(*words, "--dry-run") == (before, before)
+        assert said(*words) == (live.generations.current_number(),) * 2
+    live.done("proxy:stop")
+    for words in (("apps:deploy", "blog", one, two), ("upstreams:drain", "blog", one), ("apps:retire", "blog", one)):
+        assert said(*words) == (live.generations.current_number(), None)

@@ -34,6 +34,7 @@ def test_new_instances_take_over_and_the_old_ones_are_told(router: Any, listenin
     assert done.as_json() | {"seconds": 0} == {
         "app": "blog",
         "generation": 42,
+        "serving": 42,
         "kind": "endpoints",
         "retired": ["10.0.0.1:80"],
         "forced": 0,
