@@ -125,6 +125,51 @@ def alone(app: App, facts: Facts) -> list[str]:
     return [process for process, each in found.items() if (up := [e for e in each if not e.down]) and all(e.canary for e in up)]
 
 
+def left(before: App, after: App, facts: Facts) -> list[str]:
+    """What is said of the canary of an app whose endpoints are `after`: that it is ended, or that all clients get it from now on."""
+    if not of_app(after):
+        return [f"the canary of {after.name} is ended: that was its last instance"]
+    processes = set(alone(after, facts)) - set(alone(before, facts))
+    last = " ".join(shown(e for e in of_app(after) if e.process in processes and e.state == "active"))
+    return [f"all clients get the canary of {after.name}, {last}: no other instance is up"] if processes else []
+
+
+def unreached(app: App) -> str | None:
+    """Why no client comes to any instance of an app; None: some may."""
+    if app.served_domains:
+        return None
+    return f"the domains of {app.name} are disabled" if app.domains else f"app {app.name} has no domain"
+
+
+def seen(app: App, facts: Facts) -> dict[str, Any]:
+    """The canaries of an app as nginx has them: all of them, and which of these drain, are down, or are the only ones that get requests."""
+    states = {e: health.seen(app, e, facts)[0] for e in of_app(app)}
+    processes = alone(app, facts)
+    return {
+        "endpoints": shown(states),
+        **{state: shown(e for e, its in states.items() if its == state) for state in ("draining", "down")},
+        "alone": shown(e for e, its in states.items() if its == "active" and e.process in processes),
+        "unreached": unreached(app),
+    }
+
+
+def who_gets(share: str, found: Mapping[str, Any], age: str = "") -> str:
+    """What `seen` found in words: who gets the canaries, and (`age`) for how long they have been there."""
+    idle = {*found["draining"], *found["down"]}
+    getting = [e for e in found["endpoints"] if e not in idle]
+    some = [e for e in getting if e not in found["alone"]]
+    parts = []
+    if getting and found["unreached"]:
+        parts.append(f"nobody gets {' '.join(getting)}: {found['unreached']}")
+    elif getting or not found["endpoints"]:  # else a state that is lost hides which they are
+        if some or not getting:
+            parts.append(f"{share} of the clients get {' '.join(some) or 'it'}{age and f', for {age}'}")
+        if found["alone"]:
+            parts.append(f"all clients get {' '.join(found['alone'])}: no other instance is up")
+    parts += [f"{e} drains" for e in found["draining"]] + [f"{e} is down" for e in found["down"]]
+    return "; ".join(parts)
+
+
 def refuse_alone(app: App, facts: Facts) -> None:
     """Make sure that an abort leaves each process somebody who gets its requests.
 

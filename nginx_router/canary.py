@@ -92,8 +92,8 @@ def _why_nobody_comes(router: Router, name: str) -> str | None:
         return None  # it is not served: who stopped nginx knows
     texts, facts = router.generations.app_state(entry)
     app = parse_app(name, texts, router.tables())
-    if not app.served_domains:
-        return f"app {name} has no domain"
+    if why := canaries.unreached(app):
+        return why
     splits = [each for p in app.processes if (each := balancing.split(app, p, facts))]
     vhost = router.generations.object(entry.vhost).decode(errors="replace") if entry.vhost else ""
     # where there are routes the vhost says nothing of it; else it names what parts the clients where that is made, and where it is used

@@ -220,9 +220,10 @@ def _upstreams(event: Event, world: World) -> Edit:
     wanted = [endpoint_line(line) for line in event.args.get("endpoints", [])]
     new, notes = edited(text, event.args["verb"], wanted, event.args, event.app)
     texts[UPSTREAMS] = new
-    if canaries.of_app(before) and not canaries.of_app(world.parse(event.app, texts)):
-        texts = canaries.without_share(texts)
-        notes.append(f"the canary of {event.app} is ended: that was its last instance")
+    if canaries.of_app(before):
+        after = world.parse(event.app, texts)
+        notes += canaries.left(before, after, Facts(unhealthy=world.unhealthy(event.app)))
+        texts = texts if canaries.of_app(after) else canaries.without_share(texts)
     answer = {"endpoints": [e.address.text for e in wanted]}
     if event.args["verb"] == "remove":
         answer["left"] = [a for a in answer["endpoints"] if a in all_addresses(new)]

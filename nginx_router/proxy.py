@@ -14,7 +14,6 @@ from .entries import values_of
 from .errors import RouterError
 from .files import FileLock
 from .model import parse_app, parse_globals
-from .names import Endpoint
 from .orphans import counted
 from .times import stamp
 
@@ -223,20 +222,19 @@ def failing_endpoints(router: Router, index: Index) -> list[str]:
 
 
 def canaries_under_way(router: Router, index: Index) -> list[dict[str, Any]]:
-    """The canaries that are served: whose, which share of the clients they get, which instances they are and since when."""
+    """The canaries that are served: whose, which share of the clients is set, which instances they are, who gets them and since when."""
     found = []
     for name, each in sorted(values_of(index.apps).items()):
         if not each.get("canary"):
             continue
-        few: tuple[Endpoint, ...] = ()
+        about: dict[str, Any] = {"endpoints": [], "draining": [], "down": [], "alone": [], "unreached": None}
         since = None
         # a state that is lost hides which they are, and not that they are
         with contextlib.suppress(RouterError):
-            app = parse_app(name, router.generations.app_state(index.apps[name])[0], router.tables())
-            few, since = canaries.of_app(app), canaries.since(app)
-        idle = {state: canaries.shown(e for e in few if e.state == state) for state in ("draining", "down")}
-        moment = stamp(since) if since else None
-        found.append({"app": name, "canary": each["canary"], "endpoints": canaries.shown(few), **idle, "since": moment})
+            texts, facts = router.generations.app_state(index.apps[name])
+            app = parse_app(name, texts, router.tables())
+            about, since = canaries.seen(app, facts), canaries.since(app)
+        found.append({"app": name, "canary": each["canary"], **about, "since": stamp(since) if since else None})
     return found
 
 

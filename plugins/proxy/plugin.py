@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nginx_router import proxy
+from nginx_router import canaries, proxy
 from nginx_router.arguments import apps_or_all, change, property_event
 from nginx_router.errors import NginxRejected, ProxyDown, ReloadFailed, UsageProblem
 from nginx_router.properties import PROPERTIES, lookup
@@ -214,11 +214,7 @@ def _say_who_moves(router: Router) -> None:
 
 
 def _canary(each: Mapping[str, Any]) -> str:
-    age = f", for {_lasting(each['since'])}" if each["since"] else ""
-    getting = [e for e in each["endpoints"] if e not in (*each["draining"], *each["down"])]
-    parts = [f"{each['canary']} of the clients get {' '.join(getting) or 'it'}{age}"] if getting or not each["endpoints"] else []
-    parts += [f"{e} drains" for e in each["draining"]] + [f"{e} is down" for e in each["down"]]
-    return f"{each['app']}: {'; '.join(parts)}"
+    return f"{each['app']}: {canaries.who_gets(each['canary'], each, _lasting(each['since']) if each['since'] else '')}"
 
 
 def _lasting(since: str) -> str:

@@ -11,12 +11,13 @@ from nginx_router import canaries
 from nginx_router.arguments import change, chosen, existing, last_good
 from nginx_router.errors import UsageProblem
 from nginx_router.events import Event
+from nginx_router.model import Facts
 from nginx_router.times import stamp
 
 if TYPE_CHECKING:
     from nginx_router.controller import Router
 
-KEYS = ("app", "canary", "since", "endpoints", "max_errors", "aborted")
+KEYS = ("app", "canary", "served", "since", "endpoints", "max_errors", "aborted")
 
 
 def set_share(
@@ -57,13 +58,17 @@ def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="AP
 
 
 def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
+    index = router.index()
+    entries = index.apps if index else {}
     for name in chosen(router, app):
         found, _ = last_good(router, name)
+        facts = router.generations.app_state(entries[name])[1] if name in entries and entries[name].unhealthy else Facts()
         few = canaries.of_app(found)
         since = canaries.since(found) if few else None
         yield {
             "app": name,
             "canary": canaries.share_of(found) if few else None,
+            "served": canaries.who_gets(canaries.share_of(found), canaries.seen(found, facts)) if few else None,
             "since": stamp(since) if since else None,
             "endpoints": canaries.shown(few),
             "max_errors": canaries.max_errors_of(found),

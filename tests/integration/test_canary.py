@@ -82,10 +82,14 @@ def test_a_share_of_the_clients_gets_it_and_keeps_it_when_the_share_grows(blog: 
         since = blog.done("apps:traffic:report", "blog", "--since").out.strip()
         assert abs((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()) < 200
         assert blog.done("apps:traffic:report", "blog", "--format", "json").json == {
-            "app": "blog", "canary": "100%", "since": since, "endpoints": [str(new)], "max_errors": "5%", "aborted": None,
+            "app": "blog", "canary": "100%", "served": f"100% of the clients get {new}", "since": since, "endpoints": [str(new)],
+            "max_errors": "5%", "aborted": None,
         }  # fmt: skip
         assert blog.done("status", "--format", "json").json["canaries"] == [
-            {"app": "blog", "canary": "100%", "endpoints": [str(new)], "draining": [], "down": [], "since": since},
+            {
+                "app": "blog", "canary": "100%", "endpoints": [str(new)], "draining": [], "down": [], "alone": [], "unreached": None,
+                "since": since,
+            },
         ]  # fmt: skip
         assert re.search(rf"canary +blog: 100% of the clients get {new}, for \d+ (s|min)\n", blog.done("status").out)
         result = blog.done("apps:deploy", "blog", "--promote")
@@ -162,6 +166,26 @@ def test_status_says_who_drains_and_not_that_clients_get_it(blog: Live, new: Bac
     blog.done("upstreams:add", "blog", other, "--down")
     said = blog.done("status").out
     assert f"blog: {new} drains; {other} is down\n" in said and "of the clients" not in said
+
+
+def test_what_is_said_of_who_gets_it_is_what_is_served(blog: Live, old: list[Backend], new: Backend) -> None:
+    begin(blog, new, "0%")
+    assert f"0% of the clients get {new}" in blog.done("status").out and set(places(blog, MANY[:10]).values()) == {"old"}
+    assert "no other instance is up" not in blog.done("upstreams:drain", "blog", old[0]).err
+    said = f"all clients get the canary of blog, {new}: no other instance is up\n"
+    assert said in blog.done("apps:retire", "blog", *old).err
+    assert set(places(blog, MANY[:10]).values()) == {"new"}
+    for shown in (blog.done("status").out, blog.done("traffic:report", "blog", "--served").out):
+        assert f"all clients get {new}: no other instance is up\n" in shown and "% of the clients" not in shown
+    (found,) = blog.done("status", "--format", "json").json["canaries"]
+    assert (found["canary"], found["alone"], found["unreached"]) == ("0%", [str(new)], None)
+    blog.done("domains:disable", "blog")
+    for shown in (blog.done("status").out, blog.done("traffic:report", "blog", "--served").out):
+        assert f"nobody gets {new}: the domains of blog are disabled\n" in shown
+    blog.done("domains:enable", "blog")
+    blog.done("upstreams:add", "blog", old[0])
+    assert f"0% of the clients get {new}, for " in blog.done("status").out
+    assert said in blog.done("upstreams:remove", "blog", old[0]).err
 
 
 @pytest.mark.parametrize("method", ["round_robin", "cookie", "ip_hash", "random two", "least_conn"])

@@ -9,7 +9,7 @@ import pytest
 
 from nginx_router import canaries
 from nginx_router.errors import Conflict, NotFound, UsageProblem
-from nginx_router.model import App, parse_app
+from nginx_router.model import App, Facts, parse_app
 from nginx_router.names import endpoint_line
 from nginx_router.times import stamp
 
@@ -106,3 +106,23 @@ def test_since_when_it_is_under_way() -> None:
 
 def test_why_it_was_aborted_moves_no_cursor() -> None:
     assert canaries.aborted(app_of("", '[traffic]\naborted = "a\\u001b[31mred"\n')) == "a?[31mred"
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "failing", "domains", "said"),
+    [
+        ("10.0.0.3:80\n10.0.0.9:80 canary\n", (), "a.io", "10% of the clients get 10.0.0.9:80, for 2 h"),
+        ("10.0.0.3:80 drain\n10.0.0.9:80 canary\n", (), "a.io", "all clients get 10.0.0.9:80: no other instance is up"),
+        ("10.0.0.3:80\n10.0.0.9:80 canary\n", ("10.0.0.3:80",), "a.io", "all clients get 10.0.0.9:80: no other instance is up"),
+        ("10.0.0.3:80\n10.0.0.9:80 canary\n", ("10.0.0.9:80",), "a.io", "10.0.0.9:80 is down"),
+        (
+            "10.0.0.3:80\n10.0.0.9:80 canary\napi 10.0.0.9:81 canary\n", (), "a.io",
+            "10% of the clients get 10.0.0.9:80, for 2 h; all clients get api=10.0.0.9:81: no other instance is up",
+        ),
+        ("10.0.0.3:80\n10.0.0.9:80 canary\n", (), "", "nobody gets 10.0.0.9:80: app blog has no domain"),
+        ("10.0.0.3:80 drain\n10.0.0.9:80 canary drain\n", (), "a.io", "10.0.0.9:80 drains"),
+    ],
+)  # fmt: skip
+def test_who_gets_it(upstreams: str, failing: tuple[str, ...], domains: str, said: str) -> None:
+    app = parse_app("blog", {"UPSTREAMS": upstreams, "DOMAINS": domains}, ("traffic",))
+    assert canaries.who_gets("10%", canaries.seen(app, Facts(unhealthy=dict.fromkeys(failing, "no answer"))), "2 h") == said
