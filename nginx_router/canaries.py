@@ -200,9 +200,13 @@ def begun(app: App, coming: Mapping[str, Sequence[str]]) -> dict[str, list[str]]
     for process, addresses in coming.items():
         there = [e.address.text for e in app.of_process(process)]
         if same := [a for a in addresses if a in there]:
+            stays = any(e.state == "active" and e.address.text not in addresses for e in app.of_process(process))
             raise UsageProblem(
                 f"{same[0]} is an instance of {process} already: a canary is a new one",
-                hint=f"router apps:retire {app.name} {same[0]}",
+                # of the last one that would leave nobody to answer
+                hint=f"router apps:retire {app.name} {same[0]}"
+                if stays
+                else f"a new one at another address: router apps:deploy {app.name} ADDRESS... --canary 10%",
                 app=app.name,
             )
         if not any(e.state == "active" for e in app.of_process(process)):

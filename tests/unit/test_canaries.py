@@ -86,6 +86,20 @@ def test_a_canary_is_new_and_stands_beside_others(coming: dict[str, list[str]]) 
         canaries.begun(app_of("10.0.0.3:80\napi 10.0.0.5:80 down\n"), coming)
 
 
+@pytest.mark.parametrize(
+    ("upstreams", "hint"),
+    [
+        ("10.0.0.3:80\n10.0.0.4:80\n", "router apps:retire blog 10.0.0.3:80"),
+        ("10.0.0.3:80\n", "a new one at another address"),
+        ("10.0.0.3:80\n10.0.0.4:80 down\n", "a new one at another address"),
+    ],
+)
+def test_nobody_is_told_to_take_the_last_instance_away(upstreams: str, hint: str) -> None:
+    with pytest.raises(UsageProblem, match="a canary is a new one") as caught:
+        canaries.begun(app_of(upstreams), {"web": ["10.0.0.3:80"]})
+    assert caught.value.hint.startswith(hint)
+
+
 def test_what_a_rollback_of_settings_leaves_of_it() -> None:
     now = app_of(UNDER_WAY, TOML)
     ours = f'[traffic]\ncanary = "10%"\nsince = "{SINCE}"\n'
