@@ -19,7 +19,7 @@ from typing import Any
 from . import health, lines
 from .errors import Conflict, NotFound, UsageProblem
 from .kinds import share
-from .model import APP_TOML, UPSTREAMS, App, Facts, Texts
+from .model import APP_TOML, UPSTREAMS, App, Facts, Globals, Texts
 from .names import Endpoint, endpoint_line, instance
 from .names import shown as quoted
 from .tomltext import set_key
@@ -57,9 +57,9 @@ def share_of(app: App) -> str:
     return _key(app, "canary", "0%")
 
 
-def max_errors_of(app: App) -> str:
-    """The share of a canary's answers that may be errors."""
-    return _key(app, "max-errors", MAX_ERRORS)
+def max_errors_of(app: App, settings: Globals) -> str:
+    """The share of a canary's answers that may be errors: as the app says, else the host, else a twentieth."""
+    return _key(app, "max-errors", _share(settings.plugins.get(TABLE, {}).get("max-errors"), MAX_ERRORS))
 
 
 def aborted(app: App) -> str | None:
@@ -277,7 +277,11 @@ def without_aborted(texts: Texts) -> dict[str, str]:
 
 
 def _key(app: App, key: str, default: str) -> str:
+    return _share(app.plugins.get(TABLE, {}).get(key), default)
+
+
+def _share(value: Any, default: str) -> str:
     try:
-        return share(str(app.plugins.get(TABLE, {}).get(key, default)))
+        return default if value is None else share(str(value))
     except ValueError:
         return default  # while the plugin is switched off nobody looks at its keys

@@ -24,7 +24,7 @@ from .entries import values_of
 from .errors import RouterError
 from .executables import router_bin
 from .index import Index
-from .model import App, Facts, parse_app
+from .model import App, Facts, parse_app, parse_globals
 
 #: Seconds of requests that count, and between two looks at them.
 WINDOW, LOOK = 60.0, 1.0
@@ -153,6 +153,7 @@ class Judging:
         #: When the canaries are looked at next; None: there are none.
         self.due: float | None = None
         self._trials: dict[str, _Trial] = {}
+        self._config = ""  # of the host, which says how many errors a canary of an app that says nothing may have
         self._said: dict[str, set[str]] = {}  # app -> what was said of it, which is not said again
 
     def look(self) -> None:
@@ -165,8 +166,9 @@ class Judging:
         for app in [app for app in self._trials if app not in under_way]:
             self._end(app)
         for app, state in under_way.items():
-            if index and (app not in self._trials or self._trials[app].state != state):
+            if index and (app not in self._trials or self._trials[app].state != state or self._config != index.config):
                 self._look_at(index, app)
+        self._config = index.config if index else ""
         self.due = (self.due or time.monotonic() + LOOK) if self._trials else None
 
     def judge(self) -> None:
@@ -210,13 +212,14 @@ class Judging:
         entry, before = index.apps[name], self._trials.get(name)
         try:
             texts, facts = self._router.generations.app_state(entry)
-            app = parse_app(name, texts, self._router.tables())
+            tables = self._router.tables()
+            app, settings = parse_app(name, texts, tables), parse_globals(index.config, index.global_domains, tables)
             vhost = self._router.generations.object(entry.vhost).decode(errors="replace") if entry.vhost else ""
         except RouterError:
             return
         few, others = _addresses(app, facts, canary=True), _addresses(app, facts, canary=False)
         failing = next((f"{e.address} fails its check: {why}" for e in canaries.of_app(app) if (why := facts.problem_of(e))), None)
-        most = canaries.hundredths(canaries.max_errors_of(app)) / 100
+        most = canaries.hundredths(canaries.max_errors_of(app, settings)) / 100
         trial = _Trial(entry.state, few, others, most, [], failing, canaries.alone(app, facts))
         if before and before.few == few:  # another share, or a deploy of another process: what was counted counts
             trial.seconds, trial.seconds_of_others, trial.row = before.seconds, before.seconds_of_others, before.row

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nginx_router import canaries
 from nginx_router.arguments import existing
 from nginx_router.discovery import Plugin, Unusable, disabled, read
 from nginx_router.errors import Conflict, NotFound, PluginBroken, RouterError, UsageProblem, nearest
@@ -196,6 +197,8 @@ def set_key(
     found = lookup(name, listed.plugin.keys, key) if value is not None or key in listed.plugin.keys or app is None else None
     parsed = found.parse(value) if found and value is not None else None
     target = None if app is None else existing(router, app)
+    if target is None and name == canaries.TABLE and key in canaries.KEYS and value is not None:
+        raise UsageProblem(f"{key} says something of one app's endpoints: the host has none", hint="router apps:traffic:set APP SHARE")
     event = Event("plugin-key", target, {"table": name, "key": key, "value": parsed})
     if target is None and _now(router, name).get(key) != parsed and shapes(router.plugins.hooks_of(name)):
         result = together(router, event)

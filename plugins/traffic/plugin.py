@@ -58,7 +58,7 @@ def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="AP
 
 
 def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
-    index = router.index()
+    index, settings = router.index(), router.settings()
     entries = index.apps if index else {}
     for name in chosen(router, app):
         found, _ = last_good(router, name)
@@ -71,6 +71,6 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
             "served": canaries.who_gets(canaries.share_of(found), canaries.seen(found, facts)) if few else None,
             "since": stamp(since) if since else None,
             "endpoints": canaries.shown(few),
-            "max_errors": canaries.max_errors_of(found),
+            "max_errors": canaries.max_errors_of(found, settings),
             "aborted": canaries.aborted(found),
         }

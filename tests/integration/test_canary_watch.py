@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -133,6 +134,29 @@ def test_more_errors_than_the_others_have_abort_it(blog: Live, broken: Broken, w
     (line,) = [line for line in blog.journal() if "--abort" in line["command"]]
     assert "of the canary were errors" in line["command"] and line["result"] == "done"
     blog.is_consistent()
+
+
+def test_the_hosts_word_on_errors_counts_where_the_app_says_nothing(blog: Live, broken: Broken) -> None:
+    blog.done("plugins:set", "traffic", "max-errors", "100%")
+    assert blog.done("traffic:report", "blog", "--max-errors").out == "100%\n"
+    with blog.unchanged():
+        for key in ("canary", "since", "aborted"):
+            assert blog("plugins:set", "traffic", key, "10%").code == 2
+    command = watch(blog)
+    blog.done("apps:deploy", "blog", broken, "--canary", "50%")
+    clients = marks(60)
+    for _ in range(3):
+        assert statuses(blog, clients) == {200, 500}
+        time.sleep(1.2)
+    assert len(upstreams(blog)) == 3
+    blog.done("plugins:set", "traffic", "max-errors", "10%")
+
+    def aborted() -> bool:
+        statuses(blog, clients[:2])
+        return len(upstreams(blog)) == 2
+
+    until(aborted, 30, "the abort")
+    ended(command)
 
 
 def test_one_that_nginx_leaves_out_after_each_failure_is_aborted(blog: Live, backend: Callable[..., Backend]) -> None:

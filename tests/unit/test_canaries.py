@@ -9,7 +9,7 @@ import pytest
 
 from nginx_router import canaries
 from nginx_router.errors import Conflict, NotFound, UsageProblem
-from nginx_router.model import App, Facts, parse_app
+from nginx_router.model import App, Facts, Globals, parse_app
 from nginx_router.names import endpoint_line
 from nginx_router.times import stamp
 
@@ -140,3 +140,12 @@ def test_why_it_was_aborted_moves_no_cursor() -> None:
 def test_who_gets_it(upstreams: str, failing: tuple[str, ...], domains: str, said: str) -> None:
     app = parse_app("blog", {"UPSTREAMS": upstreams, "DOMAINS": domains}, ("traffic",))
     assert canaries.who_gets("10%", canaries.seen(app, Facts(unhealthy=dict.fromkeys(failing, "no answer"))), "2 h") == said
+
+
+@pytest.mark.parametrize(
+    ("of_app", "of_host", "said"),
+    [("1%", "50%", "1%"), (None, "50", "50%"), (None, None, "5%"), (None, "much", "5%"), ("much", "50%", "50%")],
+)
+def test_whose_word_on_errors_counts(of_app: str | None, of_host: str | None, said: str) -> None:
+    everywhere = Globals(plugins={"traffic": {"max-errors": of_host}} if of_host else {})
+    assert canaries.max_errors_of(app_of("", f'[traffic]\nmax-errors = "{of_app}"\n' if of_app else ""), everywhere) == said
