@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nginx_router import canaries
-from nginx_router.arguments import change, chosen, existing, last_good
+from nginx_router.arguments import chosen, existing, last_good
 from nginx_router.errors import UsageProblem
 from nginx_router.events import Event
 from nginx_router.model import Facts
 from nginx_router.times import stamp
 
 if TYPE_CHECKING:
-    from nginx_router.controller import Router
+    from nginx_router.controller import Outcome, Router
 
 KEYS = ("app", "canary", "served", "since", "endpoints", "max_errors", "aborted")
 
@@ -31,7 +32,7 @@ def set_share(
         typer.Option(
             "--max-errors",
             metavar="SHARE",
-            help="Of the canary's answers: more, and `router watch` aborts it (5%; empty: that again).",
+            help="Of the canary's answers: more, and `router watch` aborts it ('': as the host says, else 5%).",
         ),
     ] = None,
 ) -> None:
@@ -46,7 +47,15 @@ def set_share(
     values = {k: canaries.percent(v) if v or k == "canary" else None for k, v in given.items() if v is not None}
     if share is not None:
         canaries.require(router.app(name))
-    change(router, [Event("plugin-key", name, {"table": canaries.TABLE, "key": key, "value": value}) for key, value in values.items()])
+    events = [Event("plugin-key", name, {"table": canaries.TABLE, "key": key, "value": value}) for key, value in values.items()]
+    router.out.changed([_as_one(router.change(events))])
+
+
+def _as_one(outcomes: Sequence[Outcome]) -> Outcome:
+    """What became of an app by one command, of both its keys."""
+    first = next((o for o in outcomes if o.kind != "nothing"), outcomes[0])
+    sums = {key: sum(getattr(o, key) for o in outcomes) for key in ("reloads", "closed_connections", "kept_connections")}
+    return replace(first, notes=tuple(note for o in outcomes for note in o.notes), **sums)
 
 
 def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="APP", help="The app; all of them without.")] = None) -> None:

@@ -104,6 +104,15 @@ def test_a_share_of_the_clients_gets_it_and_keeps_it_when_the_share_grows(blog: 
     blog.is_consistent()
 
 
+def test_both_settings_of_an_app_are_one_answer(blog: Live, new: Backend) -> None:
+    begin(blog, new)
+    found = blog.done("traffic:set", "blog", "25%", "--max-errors", "1%", "--format", "json").json
+    assert (found["app"], found["kind"], found["notes"]) == ("blog", "endpoints", [])
+    found = blog.done("traffic:set", "blog", "25%", "--max-errors", "", "--format", "json").json
+    assert (found["kind"], found["notes"]) == ("nothing", ["canary is 25% already"])
+    assert blog.done("traffic:report", "blog", "--max-errors").out == "5%\n"
+
+
 def test_an_abort_sends_everybody_back(blog: Live, old: list[Backend], new: Backend) -> None:
     begin(blog, new, "50%", "--check", "/")
     assert lucky(blog, MANY[:40])
