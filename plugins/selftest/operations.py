@@ -116,6 +116,7 @@ class Commands:
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
+            await child.wait()  # whoever watches it tells a loop that is there
             raise
         assert child.returncode is not None
         return Ended(child.returncode, out.decode(errors="replace"), err.decode(errors="replace"), time.monotonic() - began)

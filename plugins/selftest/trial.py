@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nginx_router import interrupts
 from nginx_router.errors import BY_EXIT_CODE, RouterError
 from nginx_router.processes import children, command_line
 
@@ -37,6 +38,8 @@ QUIET = 1.0
 #: The longest directory whose sockets' names still fit.
 _LONGEST = 40
 _SECONDS = 60
+#: Seconds between two looks whether a signal came.
+_LOOK = 0.1
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,10 @@ class Trial:
         self.command("proxy:start")
 
     def run(self, tell: Callable[[int], None]) -> Result:
-        """Let clients ask while operations change; `tell` how many are done."""
-        return asyncio.run(self._run(tell))
+        """Let clients ask while operations change; `tell` how many are done.  TERM and INT end it when all of that is put away."""
+        # raised among the tasks, it would leave some of them, and commands that run, behind a loop that is closed
+        with interrupts.waiting() as came:
+            return asyncio.run(self._run_until(came, tell))
 
     def close(self, *, keep: bool = False) -> None:
         """Stop nginx and the instances, and remove everything unless it is to be kept."""
@@ -202,6 +207,15 @@ class Trial:
             error = BY_EXIT_CODE.get(done.returncode, RouterError)
             raise error(f"router {' '.join(words)}: {said.removeprefix('router: ')}", hint=" ".join(more[:-1]).strip())
         return done.stdout
+
+    async def _run_until(self, came: Sequence[int], tell: Callable[[int], None]) -> Result:
+        """The same, or its end by the first signal that came."""
+        running = asyncio.ensure_future(self._run(tell))
+        while not came and not running.done():
+            await asyncio.wait({running}, timeout=_LOOK)
+        if came:
+            running.cancel()
+        return await running
 
     async def _run(self, tell: Callable[[int], None]) -> Result:
         chance = random.Random(self.plan.seed)  # noqa: S311 - a seed must give the same run
@@ -266,7 +280,15 @@ class Trial:
         ]
         for operator in operators:
             await operator.begin()
-        await asyncio.gather(*map(operate, operators))
+        tasks = [asyncio.ensure_future(operate(each)) for each in operators]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            # with the first that ends so gather is over, and the others may still wait for commands that they ended
+            for task in tasks:
+                if not task.cancelling():
+                    task.cancel()
+            await asyncio.wait(tasks)
         return len(left)
 
     @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nginx_router.processes import all_pids, command_line, is_alive
+from nginx_router.processes import all_pids, children, command_line, is_alive
 
 from .conftest import NGINX, until
 
@@ -102,6 +102,21 @@ def test_a_signal_ends_it_and_leaves_nothing(router: Root, own: Path, number: si
     result = command.wait()
     assert result.code == 128 + number and "Traceback" not in result.err, result
     assert not is_alive(command.process.pid)
+    nothing_is_left(own)
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "router: interrupted\n"), (signal.SIGTERM, "")])
+def test_a_signal_while_commands_run_leaves_nothing_to_say(router: Root, own: Path, number: signal.Signals, said: str) -> None:
+    words = ("--apps", "8", "--updates", "reload", "--only", "deploy", "--operations", "500")
+    command = router.begin("selftest", *words, TMPDIR=str(own))
+    pid = command.process.pid
+    for _ in range(2):  # both operators, each behind its first
+        until(lambda: sum("apps:deploy" in command_line(child) for child in children(pid)) == 2, 60, "two deploys")
+        until(lambda: sum("apps:deploy" in command_line(child) for child in children(pid)) < 2, 60, "the end of one")
+    until(lambda: any("apps:deploy" in command_line(child) for child in children(pid)), 60, "a deploy")
+    command.process.send_signal(number)
+    result = command.wait()
+    assert (result.code, result.out, result.err) == (128 + number, "", said)
     nothing_is_left(own)
 
 
