@@ -15,10 +15,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from .errors import ChecksFailed, UsageProblem
 from .names import Address, shown
+from .reach import closed_to
 from .times import stamp
 
 #: How much of an answer's body is read for the person at the terminal.
@@ -37,6 +39,7 @@ class Check:
     timeout: float = 30.0  # for all endpoints together
     each: float | None = None  # for one try; None: a third of that
     statuses: tuple[tuple[int, int], ...] = ((200, 399),)  # that pass
+    user: str = ""  # whom nginx's workers run as, if not as whoever asks: a unix socket must be open to it
 
     def __post_init__(self) -> None:
         if self.path is not None and (
@@ -185,6 +188,8 @@ def _ask(address: Address, places: Sequence[Address], check: Check, timeout: flo
     for place in places[:-1]:
         with contextlib.suppress(OSError):
             return _ask(address, [place], check, timeout)
+    if address.is_unix and check.user and (why := closed_to(Path(address.text.removeprefix("unix:")), check.user)):
+        raise _NotGood(why)
     with _connect(places[-1], timeout) as connection:
         return "accepts connections" if check.path is None else _get(connection, address, check)
 

@@ -238,8 +238,9 @@ def check_instances(router: Router, app: App, processes: Wanted, options: Option
         ChecksFailed: one does not.
     """
     asked = []
+    index = router.index()
     for process, addresses in processes.items():
-        check = _check_of(router, app, process, options)
+        check = replace(_check_of(router, app, process, options), user=index.facts.user if index else "")
         asked += [(address(text), check) for text in addresses]
     checks.run(app.name, asked, router.request.say, _resolved_by_plugins(router, app.name, [each for each, _ in asked]))
 

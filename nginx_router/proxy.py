@@ -173,6 +173,8 @@ def status(router: Router) -> dict[str, Any]:
     try:
         settings = router.settings()
         updates, mode = settings.get("updates"), settings.get("mode")
+        if index is not None and router.store.globals() != (index.config, index.global_domains):
+            problems.append("router.toml or the global DOMAINS were edited, and the edit is not served: router reconcile --all")
     except RouterError as why:
         problems.append(why.message)
         if index is not None:  # what is served goes on as it was set

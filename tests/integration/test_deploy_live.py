@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -207,3 +209,18 @@ def test_the_answer_says_what_nginx_serves(two_apps: Live, backend: Callable[...
     live.done("proxy:stop")
     for words in (("apps:deploy", "blog", one, two), ("upstreams:drain", "blog", one), ("apps:retire", "blog", one)):
         assert said(*words) == (live.generations.current_number(), None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's workers are somebody else")
+def test_a_socket_that_is_closed_to_the_workers_is_no_instance(two_apps: Live, isolated: Path) -> None:
+    live, where = two_apps, isolated / "i.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(where))
+        where.chmod(0o755)
+        listener.listen()
+        with live.unchanged():
+            result = live("apps:deploy", "blog", f"unix:{where}", "--check-timeout", "1")
+        assert result.code == 12 and f"{where} cannot be written to by www-data" in result.err, result
+        assert live.get("blog.test").body == "blog"
+        where.chmod(0o666)
+        live.done("apps:deploy", "blog", f"unix:{where}")

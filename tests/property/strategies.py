@@ -278,6 +278,7 @@ NOT_DRAWN: Mapping[str, str] = {
     "top": "it looks at what is asked of nginx until somebody ends it",
     "selftest": "it takes its time, on a root of its own",
     "selftest:instances": "a selftest starts it, and it runs until its stdin ends",
+    "demo": "it takes its time, on a root of its own",
     "watch": "it runs until a signal ends it: test_handedits drives it",
 }
 #: Commands that start many processes or look at much; they are drawn less often than the others.

@@ -15,6 +15,7 @@ from nginx_router import checks
 from nginx_router.checks import Check
 from nginx_router.errors import ChecksFailed, UsageProblem
 from nginx_router.names import Address
+from nginx_router.reach import closed_to
 
 
 class Server:
@@ -215,3 +216,17 @@ def test_an_address_of_two_processes_is_asked_in_both_ways_and_once_in_each(serv
     assert len([line for line in said if line.startswith(f"{address} (a TCP connection): accepts connections")]) == 1, said
     assert f"{address} (GET /up): failed: HTTP 503" in said
     assert any(b"GET /up" in asked for asked in server.asked)
+
+
+def test_a_unix_socket_must_be_open_to_whom_the_workers_run_as(serve: Serve, isolated: Path) -> None:
+    where = isolated / "a.sock"
+    _, address = serve(OK, OK, OK, where=f"unix:{where}")
+    where.chmod(0o755)
+    message = failure(address, check=Check("/", user="nobody", timeout=0.2))
+    assert f"{where} cannot be written to by nobody, whom nginx's workers run as (mode 0755, " in message
+    where.chmod(0o666)
+    checks.run("blog", [(address, Check("/", user="nobody"))], lambda line: None)
+    isolated.chmod(0o700)
+    assert f"{isolated} cannot be entered by nobody" in failure(address, check=Check("/", user="nobody", timeout=0.2))
+    checks.run("blog", [(address, Check("/"))], lambda line: None)
+    assert closed_to(where, "root") is None and closed_to(where, "no such user") is None
