@@ -19,6 +19,7 @@ from .failures import Failure, Failures
 from .files import LARGEST
 from .hookspecs import API, Hook, lookup
 from .inside import marked
+from .printed import beside_the_talk
 from .registry import HookEvent, Implementation, words
 from .settings import Paths
 
@@ -83,7 +84,7 @@ class Calls:
             raise Failure(f"router.toml: {why.message}", crashed=True, hint=f"router plugins:set {each.plugin.name} KEY VALUE") from None
         own.plugin, own.config, own.data = each.plugin.name, config, self.data(each.plugin)
         try:
-            with marked(lookup(event["hook"]).kind, event["app"]):
+            with marked(lookup(event["hook"]).kind, event["app"]), beside_the_talk():
                 answer = each.call(own)
         except (Failure, Terminated):
             raise

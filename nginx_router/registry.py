@@ -21,6 +21,7 @@ from . import discovery
 from .discovery import Plugin, Unusable
 from .errors import Terminated, nearest
 from .hookspecs import HOOKS, Hook, lookup, specifications
+from .printed import beside_the_talk
 from .resources import shipped
 
 if TYPE_CHECKING:
@@ -173,7 +174,8 @@ class Registry:
         if not plugin.package:
             _make_package(package, plugin.directory)
         try:
-            return importlib.import_module(f"{package}.{file.removesuffix('.py')}")
+            with beside_the_talk():
+                return importlib.import_module(f"{package}.{file.removesuffix('.py')}")
         except Terminated:
             raise
         except (Exception, SystemExit) as why:  # as above
@@ -232,7 +234,8 @@ class Registry:
     def _code(self, plugin: Plugin) -> object:
         if plugin.package:
             assert self._entry_points is not None  # a packaged plugin came from there
-            return self._entry_points[plugin.name].load()
+            with beside_the_talk():
+                return self._entry_points[plugin.name].load()
         return self.module(plugin, discovery.MODULE)
 
 

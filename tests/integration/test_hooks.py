@@ -145,6 +145,22 @@ def test_notify_hooks_are_told_and_cannot_spoil_what_was_done(two_apps: Live, ba
     assert "post-destroy fourth" in calls(two_apps, "b-log")
 
 
+def test_what_python_hooks_print_is_not_among_the_retired(two_apps: Live, backend: Callable[[str], Backend]) -> None:
+    hooks = ("pre_deploy", "nginx_server_snippet", "post_deploy", "endpoints_retired")
+    printing = "".join(
+        f"@hookimpl\ndef {hook}(event):\n    print('{hook} prints')\n    os.system('echo {hook} starts')\n" for hook in hooks
+    )
+    two_apps.plugin("chatty")
+    two_apps.write(
+        "plugins/chatty/plugin.py", f"import os, pluggy\nhookimpl = pluggy.HookimplMarker('router')\nprint('loaded')\n{printing}"
+    )
+    old, new, newest = (two_apps.paths.app("blog") / "UPSTREAMS").read_text().strip(), backend("new"), backend("newest")
+    result = two_apps.done("apps:deploy", "blog", new)
+    assert result.out == f"{old}\n"
+    assert {"loaded", *(f"{hook} {what}" for hook in hooks for what in ("prints", "starts"))} <= set(result.err.splitlines())
+    assert two_apps.done("apps:deploy", "blog", newest, "--format", "json").json["retired"] == [str(new)]
+
+
 def test_a_signal_during_a_notify_hook_ends_the_hook_and_not_what_was_done(two_apps: Live) -> None:
     two_apps.plugin("a-slow", post_domains_update='touch "$ROUTER_PLUGIN_DATA/asked"; exec sleep 20')
     two_apps.plugin("b-log", post_domains_update=NOTE)

@@ -1,5 +1,8 @@
 """Hooks in sh and Python: who is called, in which order, and what a failure means."""
 
+import contextlib
+import os
+
 import pytest
 
 from nginx_router import plugins
@@ -194,6 +197,39 @@ def test_a_python_gate_refuses_by_raising(world):
         world.plugins().gate("pre-deploy", blog())
     assert refused.value.message == "plugin friday refused pre-deploy of 'blog': not today"
     assert refused.value.hint == "ask Ann"
+
+
+@pytest.mark.parametrize("end", ["return ''", "raise ValueError('no')"])
+def test_what_a_python_hook_prints_is_never_the_commands_answer(world, capfd, end):
+    hooks = {"gate": "pre_deploy", "collect": "report_rows", "first": "certificate_for", "run": "stop", "notify": "post_deploy"}
+    bodies = "".join(
+        f"@hookimpl\ndef {hook}(event):\n    print('printed {kind}')\n    subprocess.run(['echo', 'started {kind}'])\n    {end}\n"
+        for kind, hook in hooks.items()
+    )
+    world.add("a", plugin_py=f"import subprocess\n{HOOKIMPL}print('imported')\n{bodies}")
+    opened = world.plugins()
+    print("answer", end="")  # stands in a buffer while hooks are called
+    for kind, hook in hooks.items():
+        with contextlib.suppress(Refused, PluginBroken):
+            getattr(opened, kind)(hook.replace("_", "-"), blog(endpoints=[]))
+    print(" and its end")
+    printed = capfd.readouterr()
+    assert printed.out == "answer and its end\n"
+    words = [line for line in printed.err.splitlines() if line]
+    assert sorted(words) == sorted(["imported", *(f"{how} {kind}" for how in ("printed", "started") for kind in hooks)])
+
+
+def test_a_python_hook_may_print_where_stdout_is_closed(world):
+    world.add("a", plugin_py=HOOKIMPL + "@hookimpl\ndef pre_deploy(event):\n    print('x')\n")
+    answer = os.dup(1)
+    os.close(1)
+    try:
+        world.plugins().gate("pre-deploy", blog())
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(1)
+    finally:
+        os.dup2(answer, 1)
+        os.close(answer)
 
 
 def test_a_python_hook_gets_its_own_copy_its_data_directory_and_its_configuration(world):
