@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .draft import Draft
 from .errors import ChecksFailed, Conflict, PluginBroken, RouterError, UsageProblem, as_error, error_as_json, of_system
-from .events import Event, reduce
+from .events import Edit, Event, reduce
 from .files import read_text
 from .fitting import fit
 from .model import App, Facts
-from .names import endpoint_line
 from .resolving import ask_plugins, look_up
+from .told import TOLD_OF_EDITS, Call, gates, is_compared, notifies, payload
 
 if TYPE_CHECKING:
     from .candidate import Applied
@@ -27,64 +28,6 @@ if TYPE_CHECKING:
 _SNIPPETS = ("nginx-http-snippet", "nginx-server-snippet", "nginx-location-snippet")
 #: The hooks whose answers an app's configuration keeps.
 FACTS = (*_SNIPPETS, "nginx-app-template-source", "template-dirs", "endpoint-resolve")
-_GATES = {
-    "create": "pre-create",
-    "clone": "pre-create",
-    "destroy": "pre-destroy",
-    "domains": "pre-domains-update",
-    "domains-switch": "pre-domains-update",
-    "deploy": "pre-deploy",
-    "scale": "pre-scale",
-}
-_NOTIFIES = {
-    "create": "post-create",
-    "clone": "post-create",
-    "destroy": "post-destroy",
-    "rename": "post-rename",
-    "domains": "post-domains-update",
-    "domains-switch": "post-domains-update",
-    "upstreams": "post-upstreams-update",
-    "deploy": "post-deploy",
-    "scale": "post-scale",
-}
-
-
-def gate_hooks(event: Event) -> list[str]:
-    """The gate hooks of an event."""
-    return _hooks(_GATES, event)
-
-
-def payload(event: Event, before: App | None) -> dict[str, Any]:
-    """What hooks are told of an event; `before` is the app as it was."""
-    args = event.args
-    told: dict[str, Any] = {"app": event.app, "action": args.get("verb", event.action)}
-    if event.action in ("create", "clone") or args.get("create"):
-        told |= {"domains": list(args.get("domains", []))}
-    if event.action == "domains":
-        told |= {"action": "reset" if args.get("reset") is not None else args["verb"], "domains": list(args["names"])}
-    elif event.action == "domains-switch":
-        told |= {"action": "enable" if args["enabled"] else "disable", "domains": list(before.domains) if before else []}
-    elif event.action in ("deploy", "scale"):
-        processes = {}
-        for process, addresses in args.get("processes", {}).items():
-            old = [e.address.text for e in before.of_process(process)] if before else []
-            processes[process] = {"old": old, "new": list(addresses)}
-        after = {a for sides in processes.values() for a in sides["new"]}
-        others = {e.address.text for e in before.endpoints if e.process not in processes} if before else set()
-        gone = [a for sides in processes.values() for a in sides["old"] if a not in after | others]
-        told |= {"processes": processes, "retired": gone}
-        for process, count in args.get("counts", {}).items():
-            told |= {"process": process, "count": count, "endpoints": processes.get(process, {}).get("old", [])}
-    elif event.action in ("rename", "clone"):
-        told |= {"app": args["new"], "old_app": event.app}
-    elif event.action == "upstreams":
-        told |= {"endpoints": [endpoint_line(line).address.text for line in args.get("endpoints", [])]}
-    return told
-
-
-def _hooks(table: Mapping[str, str], event: Event) -> list[str]:
-    creates = event.args.get("create") and not event.args.get("existed", True)
-    return [table[action] for action in (["create"] if creates else []) + [event.action] if action in table]
 
 
 class Asking:
@@ -93,7 +36,7 @@ class Asking:
     def __init__(self, router: Router, *, gated: bool) -> None:
         self.router, self._gated = router, gated
         self._candidate = router.rehearsal()
-        self._told: dict[int, dict[str, Any]] = {}
+        self._told: dict[int, list[Call]] = {}  # what notify hooks are told
         self._unchanging: set[int] = set()  # what is so already is not told as if it were done
         self._applied: dict[int, Applied] = {}
 
@@ -198,12 +141,9 @@ class Asking:
         """Tell plugins what was done."""
         plugins = self.router.plugins
         for n, outcome in enumerate(outcomes):
-            if outcome.error is not None or n not in self._told or (n in self._unchanging and outcome.kind == "nothing"):
-                continue
-            for hook in _hooks(_NOTIFIES, outcome.event):
+            for hook, told in self._told[n] if self._is_done(n, outcome) else ():
                 if plugins.has(hook):
-                    for told in _each_count(hook, outcome.event, self._told[n]):
-                        plugins.notify(hook, self.router.signed(told))
+                    plugins.notify(hook, self.router.signed(told))
         done = [o for o in outcomes if o.error is None and o.generation is not None and o.kind != "nothing"]
         if done and plugins.has("post-apply"):
             kind = next((k for k in ("structure", "endpoints") if any(o.kind == k for o in done)), "nothing")
@@ -226,34 +166,70 @@ class Asking:
             }
             self.router.plugins.notify("apply-failed", self.router.signed(told))
 
+    def _is_done(self, place: int, outcome: Outcome) -> bool:
+        if outcome.error is not None or place not in self._told:
+            return False
+        if outcome.kind == "nothing" and outcome.event.action == "take-up":
+            return place in self._applied and self._applied[place].kind == "nothing"  # else another command took it up first
+        return outcome.kind != "nothing" or place not in self._unchanging
+
     def _ask_for(self, place: int, event: Event) -> Event:
-        before = self.router.app_or_none(event.app)
-        told = payload(event, before)
-        self._told[place] = told
         edit = reduce(event, self._candidate)
         changes = any(self._candidate.texts(name) != texts for name, texts in edit.apps.items())
         if not changes and edit.config is None and edit.global_domains is None:
             self._unchanging.add(place)
-        plugins = self.router.plugins
+        before, after = self._compared(event, edit) if is_compared(event) else (self.router.app_or_none(event.app), None)
+        self._told[place] = notifies(event, before, after)
         if changes and not self._gated:
-            for hook in gate_hooks(event):
-                if plugins.has(hook):
-                    plugins.gate(hook, self.router.signed(told))
+            for hook, told in gates(event, before, after):
+                if self.router.plugins.has(hook):
+                    self.router.plugins.gate(hook, self.router.signed(told))
         facts = {
             name: self._facts(event, self._candidate.parse(name, texts)).as_json() for name, texts in edit.apps.items() if texts is not None
         }
         return replace(event, facts=facts)
 
+    def _compared(self, event: Event, edit: Edit) -> tuple[App | None, App | None]:
+        """The app of an event before and after it; None: there is none.
+
+        What an edit by hand changes is what is served; so is what another event does to an app that cannot be read.  Of one
+        that nobody knows any more all is new.
+        """
+        assert event.app is not None
+        name, parse = event.app, self._candidate.parse
+        texts = edit.apps[name]
+        if event.action == "take-up" and not self._tells_of_edits:
+            return None, None
+        after = None if texts is None else parse(name, texts)
+        if event.action != "take-up":
+            before = self.router.app_or_none(name)
+            if before is not None or self._candidate.texts(name) is None:
+                return before, after
+        base = self._candidate.base
+        entry = base.apps.get(name) if base else None
+        if entry is None:
+            return (None if event.action == "take-up" else parse(name, {})), after
+        try:
+            return parse(name, self.router.generations.app_state(entry)[0]), after
+        except RouterError:
+            return parse(name, {}), after
+
+    @cached_property
+    def _tells_of_edits(self) -> bool:
+        """Whether anybody wants to know; else it would have to be read of all apps for nobody."""
+        return not self._gated and any(self.router.plugins.has(hook) for hook in TOLD_OF_EDITS)
+
     def _rehearse(self, places: Sequence[int], events: Sequence[Event]) -> None:
         plugins = self.router.plugins
-        for at, applied in zip(places, self._candidate.apply_all(events), strict=True):
+        for at, event, applied in zip(places, events, self._candidate.apply_all(events), strict=True):
             self._applied[at] = applied
             if applied.kind == "nothing" or not plugins.has("pre-apply"):
                 continue
+            before = self.router.app_or_none(event.app)
             for name in applied.apps:
                 rendered = self._candidate.changed.get(name)
                 vhost = rendered.vhost.decode(errors="replace") if rendered else ""
-                about = {**self._told[at], "app": name, "apps": [name], "kind": applied.kind, "vhost": vhost}
+                about = {**payload(event, before), "app": name, "apps": [name], "kind": applied.kind, "vhost": vhost}
                 with plugins.foreseeing(self._candidate.settings.plugins, {name: rendered.app.plugins if rendered else {}}):
                     plugins.gate("pre-apply", self.router.signed(about))
 
@@ -306,16 +282,6 @@ def _with_problem(event: Event, why: Exception) -> Event:
     if not isinstance(why, RouterError | OSError):
         raise why
     return replace(event, args={**event.args, "problem": error_as_json(_as_error(why))})
-
-
-def _each_count(hook: str, event: Event, told: dict[str, Any]) -> list[dict[str, Any]]:
-    # a scale of several processes is told once for each: argv holds one PROCESS and one COUNT
-    if hook != "post-scale":
-        return [told]
-    return [
-        {**told, "process": process, "count": count, "endpoints": told["processes"].get(process, {}).get("new", [])}
-        for process, count in event.args.get("counts", {}).items()
-    ]
 
 
 def _as_error(why: RouterError | OSError) -> RouterError:

@@ -158,11 +158,11 @@ class Router:
         Raises:
             Refused: one said no.
         """
-        from .asking import gate_hooks, payload
+        from .told import gates
 
-        for hook in gate_hooks(event):
+        for hook, told in gates(event, self.app_or_none(event.app)):
             if self.plugins.has(hook):
-                self.plugins.gate(hook, self.signed(payload(event, self.app_or_none(event.app))))
+                self.plugins.gate(hook, self.signed(told))
 
     @contextlib.contextmanager
     def journalled(self, event: Event) -> Iterator[None]:

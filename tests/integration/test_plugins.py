@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import pytest
 
 from nginx_router.hookspecs import COMMON, HOOKS
 from nginx_router.processes import all_pids, command_line
+
+from .conftest import until
 
 if TYPE_CHECKING:
     from .conftest import Live
@@ -188,6 +191,60 @@ def test_events_say_what_their_keys_promise(two_apps: Live, log: Log, backend: C
 def test_nothing_that_changes_nothing_is_told(two_apps: Live, log: Log) -> None:
     for command in (("domains:add", "blog", "blog.test"), ("apps:create", "blog"), ("domains:remove", "blog", "not.there")):
         assert [word for word in log.words(*command) if word.startswith(("pre-", "post-"))] == []
+
+
+def asked_and_told(words: list[str]) -> list[str]:
+    """Of hooks and their arguments those of gates and notify hooks that are not about each change."""
+    return [word for word in words if word.startswith(("pre-", "post-")) and "-apply " not in word]
+
+
+def test_edits_by_hand_are_told_as_commands_are_and_asked_of_no_gate(
+    two_apps: Live, log: Log, backend: Callable[[str], Backend], isolated: Path
+) -> None:
+    live, new = two_apps, backend("new")
+    old = (live.paths.app("blog") / "UPSTREAMS").read_text().strip()
+
+    def edited(path: str, text: str, app: str = "blog") -> list[str]:
+        live.write(f"apps/{app}/{path}", text)
+        return asked_and_told(log.words("reconcile", app))
+
+    assert edited("DOMAINS", "blog.test\nx.test\ny.test\n") == ["post-domains-update blog add x.test y.test"]
+    assert edited("DOMAINS", "# mine\ny.test\nblog.test\n") == ["post-domains-update blog remove x.test"]
+    assert edited("DOMAINS", "y.test\n# mine\nblog.test\n") == []
+    assert edited("DOMAINS", "blog.test\nz.test\n") == ["post-domains-update blog set blog.test z.test"]
+    assert edited("app.toml", 'domains = "disabled"\n') == ["post-domains-update blog disable blog.test z.test"]
+    assert edited("DOMAINS", "blog.test\n") == ["post-domains-update blog remove z.test"], "nginx had nothing to do"
+    assert edited("app.toml", "") == ["post-domains-update blog enable blog.test"]
+    live.write("apps/blog/UPSTREAMS", f"{old}\n{new}\n")
+    told = [call["event"] for call in log.calls("reconcile", "blog") if call["hook"] == "post-upstreams-update"]
+    assert [(event["action"], event["endpoints"]) for event in told] == [("add", [str(new)])]
+    live.write("apps/blog/UPSTREAMS", f"{old} weight=2\n{new}\n")
+    told = [call["event"] for call in log.calls("reconcile", "blog") if call["hook"] == "post-upstreams-update"]
+    assert [(event["action"], event["endpoints"]) for event in told] == [("set", [old, str(new)])]
+    # what is not served is not told, and then all that came meanwhile is
+    live.write("apps/blog/DOMAINS", "blog.test\nx.test\n")
+    live.snippet("blog", "no_such_directive on;\n")
+    assert asked_and_told(log.words("reconcile", "blog", code=8)) == []
+    (live.paths.app("blog") / "nginx.conf.d/own.conf").unlink()
+    assert edited("DOMAINS", "blog.test\nx.test\ny.test\n") == ["post-domains-update blog add x.test y.test"]
+    # apps that come and go
+    live.write("apps/third/DOMAINS", "third.test\n")
+    assert edited("UPSTREAMS", f"{new}\n", "third") == ["post-create third", "post-upstreams-update third"]
+    live.paths.app("third").rename(live.paths.app("fourth"))
+    assert asked_and_told(log.words("reconcile")) == ["post-create fourth", "post-upstreams-update fourth", "post-destroy third"]
+    shutil.rmtree(live.paths.app("fourth"))
+    assert asked_and_told(log.words("reconcile")) == ["post-destroy fourth"]
+    assert asked_and_told(log.words("reconcile")) == []
+
+
+def test_an_edit_that_two_take_up_is_told_once(two_apps: Live, log: Log) -> None:
+    two_apps.write("apps/blog/DOMAINS", "blog.test\nx.test\n")
+    with two_apps.locked():
+        waiting = [two_apps.begin("reconcile", "blog") for _ in range(2)]
+        until(lambda: two_apps.queued() == 2)
+    assert [each.wait(30).code for each in waiting] == [0, 0]
+    hooks = [json.loads(line)["hook"] for line in (log.data / "calls").read_text().splitlines()]
+    assert hooks.count("post-domains-update") == 1
 
 
 def test_the_order_of_calls_is_the_order_that_is_shown(two_apps: Live, isolated: Path) -> None:

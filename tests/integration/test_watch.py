@@ -39,6 +39,16 @@ def test_a_line_echoed_into_a_file_is_served_at_once(two_apps: Live, watch: Watc
     two_apps.is_consistent()
 
 
+def test_plugins_are_told_of_edits(two_apps: Live, start: Callable[..., Watch], isolated: Path) -> None:
+    told, note = isolated / "told", f'echo "$ROUTER_HOOK $*" >>{isolated}/told'
+    two_apps.plugin("log", post_create=note, post_destroy=note, post_domains_update=note, post_upstreams_update=note)
+    start().begun()
+    two_apps.write("apps/blog/DOMAINS", "blog.test\nhand.blog.test\n")
+    until(lambda: told.exists() and told.read_text() == "post-domains-update blog add hand.blog.test\n", SERVED, "what is told of a domain")
+    two_apps.write("apps/blog/UPSTREAMS", "127.0.0.1:9\n")
+    until(lambda: told.read_text().splitlines()[1:] == ["post-upstreams-update blog"], SERVED, "what is told of an endpoint")
+
+
 def test_fifty_edits_in_twenty_apps_share_a_reload(two_apps: Live, backend: Callable[[str], Backend], start: Callable[..., Watch]) -> None:
     instance = backend("app")
     for n in range(20):
