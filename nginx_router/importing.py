@@ -160,11 +160,10 @@ def _globals(router: Router, content: _Content) -> Event:
 def _import(router: Router, app: str, content: _Content, wanted: Wanted) -> Event:
     texts = content.texts.get(app, {})
     try:
-        parsed = parse_app(app, texts, router.tables())
+        parse_app(app, texts, router.tables())
     except UsageProblem as why:
         raise _with_plugins(why, content, router) from None
-    about = {"create": True, "existed": router.store.exists(app), "domains": list(parsed.domains)}  # who creates apps is asked and told
-    return Event("import", app, {"texts": texts, "endpoints": wanted.endpoints, **about})
+    return Event("import", app, {"texts": texts, "endpoints": wanted.endpoints})
 
 
 def _with_plugins(why: UsageProblem, content: _Content, router: Router) -> UsageProblem:

@@ -41,7 +41,7 @@ _NOTIFIES = {
 }
 #: The hooks that an edit by hand may have.
 TOLD_OF_EDITS = ("post-create", "post-destroy", "post-domains-update", "post-upstreams-update")
-_COMPARED = ("take-up",)
+_COMPARED = ("take-up", "restore", "import")
 
 
 def gates(event: Event, before: App | None, after: App | None = None) -> list[Call]:

@@ -247,6 +247,66 @@ def test_an_edit_that_two_take_up_is_told_once(two_apps: Live, log: Log) -> None
     assert hooks.count("post-domains-update") == 1
 
 
+def test_a_rollback_asks_and_tells_what_the_same_commands_would(two_apps: Live, log: Log, backend: Callable[[str], Backend]) -> None:
+    live, new = two_apps, backend("new")
+    before, old = live.generations.current_number(), (live.paths.app("blog") / "UPSTREAMS").read_text().strip()
+    shop = (live.paths.app("shop") / "UPSTREAMS").read_text().strip()
+    live.done("domains:add", "blog", "x.test")
+    live.done("upstreams:set", "blog", new)
+    back = ["generations:rollback", before, "blog"]
+    assert asked_and_told(log.words(*back)) == ["pre-domains-update blog remove x.test", "post-domains-update blog remove x.test"]
+    assert asked_and_told(log.words(*back)) == [], "nothing changes"
+    calls = [call for call in log.calls(*back, "--endpoints") if asked_and_told([f"{call['hook']} "])]
+    assert [(call["hook"], *call["argv"]) for call in calls] == [(hook, "blog", f"web={old}") for hook in ("pre-deploy", "post-deploy")]
+    for call in calls:
+        assert call["event"]["processes"] == {"web": {"old": [str(new)], "new": [old]}} and call["event"]["retired"] == [str(new)]
+        assert call["event"]["action"] == "restore"
+    live.done("apps:destroy", "shop", "--force")
+    calls = log.calls("generations:rollback", before, "shop")
+    told = {call["hook"]: call["event"]["domains"] for call in calls if asked_and_told([f"{call['hook']} "])}
+    assert told == {"pre-create": ["shop.test"], "post-create": ["shop.test"]}
+    live.done("upstreams:add", "shop", shop)
+    # whoever says no to a command says no to this
+    live.plugin("guard", pre_domains_update="echo 'x.test is not sold' >&2; exit 1")
+    with live.unchanged():
+        result = live("generations:rollback", int(before or 0) + 1, "blog")
+    assert result.code == 6 and "x.test is not sold" in result.err, result
+
+
+def test_an_import_asks_and_tells_what_the_same_commands_would(
+    two_apps: Live, log: Log, backend: Callable[[str], Backend], isolated: Path
+) -> None:
+    live, new, path = two_apps, backend("new"), isolated / "host.tar"
+    old = (live.paths.app("blog") / "UPSTREAMS").read_text().strip()
+    shop = (live.paths.app("shop") / "UPSTREAMS").read_text().strip()
+    live.done("export", "--output", path)
+    live.done("domains:set", "blog", "x.test")
+    live.done("upstreams:set", "blog", new)
+    live.done("apps:destroy", "shop", "--force")
+    words = asked_and_told(log.words("import", path))
+    assert words == [
+        "pre-domains-update blog set blog.test",
+        f"pre-deploy blog web={old}",
+        "pre-create shop",
+        f"pre-deploy shop web={shop}",
+        "post-domains-update blog set blog.test",
+        f"post-deploy blog web={old}",
+        "post-create shop",
+        f"post-deploy shop web={shop}",
+    ]
+    assert asked_and_told(log.words("import", path)) == []
+    live.done("upstreams:set", "blog", f"{old}", "--weight", "2")
+    assert asked_and_told(log.words("import", path)) == ["post-upstreams-update blog"], "no instance is another"
+    live.write("apps/blog/app.toml", "cannot be read\n")
+    assert asked_and_told(log.words("import", path)) == [], "it was served as the archive has it"
+    live.plugin("guard", pre_deploy="echo 'not at night' >&2; exit 1")
+    live.done("upstreams:set", "blog", new)
+    with live.unchanged():
+        result = live("import", path)
+    assert result.code == 6 and "not at night" in result.err, result
+    live.done("import", path, "--no-endpoints")
+
+
 def test_the_order_of_calls_is_the_order_that_is_shown(two_apps: Live, isolated: Path) -> None:
     for name, priority in (("zz", 1), ("mm", 50), ("aa", 99), ("bb", 50)):
         two_apps.plugin(name, f"priority = {priority}\n", pre_domains_update=f"echo {name} >>{isolated}/order")
