@@ -19,7 +19,7 @@ from .files import read_text
 from .fitting import fit
 from .model import App, Facts
 from .resolving import ask_plugins, look_up
-from .told import TOLD_OF_EDITS, Call, gates, is_compared, notifies, payload
+from .told import TOLD_OF_EDITS, Call, asks_nobody, gates, is_compared, notifies, payload
 
 if TYPE_CHECKING:
     from .candidate import Applied
@@ -184,6 +184,9 @@ class Asking:
             for hook, told in gates(event, before, after):
                 if self.router.plugins.has(hook):
                     self.router.plugins.gate(hook, self.router.signed(told))
+        base = self._candidate.base
+        if asks_nobody(event) and base and event.app in base.apps:
+            return event  # it keeps the facts that it is served with
         facts = {
             name: self._facts(event, self._candidate.parse(name, texts)).as_json() for name, texts in edit.apps.items() if texts is not None
         }
@@ -223,7 +226,7 @@ class Asking:
         plugins = self.router.plugins
         for at, event, applied in zip(places, events, self._candidate.apply_all(events), strict=True):
             self._applied[at] = applied
-            if applied.kind == "nothing" or not plugins.has("pre-apply"):
+            if applied.kind == "nothing" or asks_nobody(event) or not plugins.has("pre-apply"):
                 continue
             before = self.router.app_or_none(event.app)
             for name in applied.apps:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from . import canaries
 from .events import Event
 from .hookspecs import HOOKS
 from .model import App
@@ -51,6 +52,8 @@ def gates(event: Event, before: App | None, after: App | None = None) -> list[Ca
     """
     if is_compared(event):
         return [] if event.action == "take-up" else _compared("pre", event, before, after)
+    if asks_nobody(event):
+        return []
     told = payload(event, before)
     return [(hook, told) for hook in _hooks(_GATES, event)]
 
@@ -61,6 +64,11 @@ def notifies(event: Event, before: App | None, after: App | None = None) -> list
         return _compared("post", event, before, after)
     told = payload(event, before)
     return [(hook, each) for hook in _hooks(_NOTIFIES, event) for each in _each_count(hook, event, told)]
+
+
+def asks_nobody(event: Event) -> bool:
+    """Whether no plugin has a say in an event: what harms clients is ended, and what a canary's app has of plugins stays as it is."""
+    return (event.args.get("canary") or {}).get("verb") == canaries.ABORT
 
 
 def is_compared(event: Event) -> bool:

@@ -131,6 +131,20 @@ def test_an_abort_sends_everybody_back(blog: Live, old: list[Backend], new: Back
     assert blog.done("apps:report", "blog", "--aborted").out == "\n", "until the next deploy"
 
 
+def test_no_plugin_keeps_a_canary_from_being_aborted(blog: Live, new: Backend) -> None:
+    blog.plugin("tag", nginx_server_snippet='echo "add_header X-Tag tag always;"')
+    begin(blog, new)
+    hooks = ("pre_deploy", "pre_apply", "nginx_http_snippet", "nginx_server_snippet", "nginx_app_template_source", "template_dirs")
+    blog.plugin("tag", **dict.fromkeys(hooks, "kill -9 $$"))
+    with blog.unchanged():
+        assert blog("apps:deploy", "blog", "--promote").code == 6
+    blog.done("apps:deploy", "blog", "--abort", "--dry-run")
+    assert blog.done("apps:deploy", "blog", "--abort").out == f"{new}\n"
+    answer = blog.get(HOST)
+    assert (answer.body, answer.headers["x-tag"]) == ("old", "tag"), "what plugins gave it stays"
+    blog.serves_current()
+
+
 @pytest.mark.parametrize("out", ["drain", "retire", "remove", "down", "hand"])
 def test_an_abort_never_takes_the_last_that_gets_requests(blog: Live, old: list[Backend], new: Backend, out: str) -> None:
     begin(blog, new)
