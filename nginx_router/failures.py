@@ -83,6 +83,6 @@ class Failures:
 
     def _path(self, plugin: str, event: Mapping[str, Any]) -> Path:
         app = event["app"] or ""
-        if "/" in app or app.startswith("."):  # `plugins:trigger` calls a hook with whatever stands for an app
+        if "/" in app or app.startswith("."):  # it would lead out of the directory
             raise ValueError(app)
         return self._directory / f"{plugin}:{event['hook']}:{app}"

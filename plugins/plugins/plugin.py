@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nginx_router.arguments import last_good
+from nginx_router.arguments import existing, last_good
 from nginx_router.errors import NotFound, UsageProblem, nearest
 from nginx_router.hookspecs import HOOKS, lookup
+from nginx_router.names import app_name
 
 from .origins import origins
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 SHORT = ("name", "version", "description", "state", "enabled", "built_in", "problem", "hooks", "commands")
 KEYS = (*SHORT, "failed", "where", "source", "ref", "revision", "priority", "timeout", "config", "apps")
+#: The hooks that are called for an app that is not there yet, or not any more.
+_WITHOUT_APP = ("app-hostname", "pre-create", "post-destroy")
 
 
 def list_plugins(router: Router) -> None:
@@ -105,6 +108,8 @@ def trigger(
     """
     spec = lookup(hook)
     told = {"action": "trigger", "command": router.request.command, **spec.event(words or []), **_object(event)}
+    if told.get("app") is not None:
+        told["app"] = app_name(str(told["app"])) if hook in _WITHOUT_APP else existing(router, str(told["app"]))
     answers: list[tuple[str, str]] = []
     plugins = router.plugins
     if spec.kind in ("gate", "notify"):

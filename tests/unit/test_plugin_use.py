@@ -45,6 +45,7 @@ def test_list_has_the_promised_keys(run: Run, source: Path) -> None:
     assert "tag" in done(run("plugins:list")).lines
 
 
+@pytest.mark.usefixtures("blog")
 def test_trigger_shows_answers_and_refusals(run: Run, tmp_path: Path) -> None:
     note = 'echo "$*"; cat'
     files = {"nginx_server_snippet": 'echo "# $1"', "pre_deploy": f"{note} >&2; echo no >&2; exit 1", "endpoint_resolve": note}
@@ -59,6 +60,28 @@ def test_trigger_shows_answers_and_refusals(run: Run, tmp_path: Path) -> None:
     assert run("plugins:trigger", "pre-deplo").code == 3
     assert run("plugins:trigger", "nginx-server-snippet", "blog", "more").code == 2
     assert run("plugins:trigger", "endpoint-resolve", "blog", "--event", "[]").code == 2
+
+
+@pytest.mark.usefixtures("blog")
+def test_trigger_is_for_apps_that_exist(run: Run, tmp_path: Path) -> None:
+    note = f"echo called >>{tmp_path}/calls"
+    hooks = ("pre_deploy", "nginx_server_snippet", "post_rename", "pre_create", "app_hostname", "post_destroy")
+    done(run("plugins:install", str(make(tmp_path / "t", toml="", **dict.fromkeys(hooks, note)))))
+    (tmp_path / "calls").unlink()
+    for words in (
+        ["pre-deploy", "blgo"],
+        ["nginx-server-snippet", "../blog"],
+        ["post-rename", "blog", "blgo"],
+        ["pre-deploy", "--event", '{"app": 1}'],
+    ):
+        got = run("plugins:trigger", *words)
+        assert got.code == 3 and "there is no app" in got.err, got
+    assert not (tmp_path / "calls").exists()
+    for hook in ("pre-create", "app-hostname", "post-destroy"):  # there is none yet, or not any more
+        done(run("plugins:trigger", hook, "news"))
+    done(run("plugins:trigger", "post-rename", "news", "blog"))
+    assert len((tmp_path / "calls").read_text().split()) == 4
+    assert run("plugins:trigger", "pre-create", "../news").code == 2
 
 
 @pytest.mark.parametrize("hook", [hook for hook in hookspecs.HOOKS.values()], ids=lambda hook: hook.name)

@@ -17,7 +17,7 @@ check() {
 
 run plugins:install "$(dirname "$0")"
 check "the command" "$(run __NAME__:hello)" hello
-check "the header" "$(run plugins:trigger nginx-server-snippet blog)" 'add_header __HEADER__ "hello" always;'
 run apps:create blog
+check "the header" "$(run plugins:trigger nginx-server-snippet blog)" 'add_header __HEADER__ "hello" always;'
 run plugins:set __NAME__ value good-day --app blog
 check "its app's own value" "$(run plugins:trigger nginx-server-snippet blog)" 'add_header __HEADER__ "good-day" always;'
