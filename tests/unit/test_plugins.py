@@ -266,6 +266,18 @@ def test_a_python_hook_that_goes_wrong(world, body, words):
         opened.collect("report-rows", blog())
 
 
+def test_timeout_is_for_executables_and_ends_no_python_code(world):
+    world.add(
+        "a",
+        "timeout = 0.1\n",
+        plugin_py=f"import time\n{HOOKIMPL}@hookimpl\ndef report_rows(event):\n    time.sleep(0.3)\n    return 'late'\n",
+    )
+    world.add("b", "timeout = 0.1\n", report_rows="exec sleep 60")
+    opened = world.plugins()
+    (late, ended) = opened.survey("report-rows", blog())
+    assert late == ("a", "late") and ended[1].reason == "no answer within 0.1 s"
+
+
 def test_ctrl_c_in_a_python_hook_is_not_swallowed(world):
     world.add("a", plugin_py=HOOKIMPL + "@hookimpl\ndef pre_deploy(event):\n    raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
