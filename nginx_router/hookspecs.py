@@ -175,7 +175,7 @@ _TABLE = (
     Hook("pre-domains-update", "gate", "an app's domains are about to change; `domains`: those named", _DOMAINS, ("domains",)),
     Hook("pre-deploy", "gate", "new instances are about to replace old ones; asked before their checks", _DEPLOY, _SWAP),
     Hook("pre-scale", "gate", "a process is about to get another number of instances; `endpoints`: those that it has", _SCALE, ("process", "count", "endpoints", *_SWAP)),
-    Hook("pre-apply", "gate", "a rendered vhost is about to be served; asked once for each app", _APPLY, (*_APPLIED, "vhost")),
+    Hook("pre-apply", "gate", "a rendered vhost is about to be served; asked once for each app, before there is a number: GENERATION is empty, `generation` null", _APPLY, (*_APPLIED, "vhost")),
     Hook("nginx-http-snippet", "collect", "lines for nginx's http level, beside the app's server blocks"),
     Hook("nginx-server-snippet", "collect", "lines for each server block of the app"),
     Hook("nginx-location-snippet", "collect", "lines for the app's location /"),

@@ -176,6 +176,7 @@ def test_events_say_what_their_keys_promise(two_apps: Live, log: Log, backend: C
     for hook in ("pre-deploy", "post-deploy"):
         assert {key: told[hook][key] for key in swap} == swap
     assert told["pre-apply"]["vhost"].count(new) == 1 and told["pre-apply"]["apps"] == ["blog"]
+    assert told["pre-apply"]["generation"] is None, "it has no number yet"
     assert told["endpoints-retired"]["endpoints"] == [old]
     log.answers(scale=f"{new}\n{old}\n")
     told = {call["hook"]: call["event"] for call in log.calls("apps:scale", "blog", "web=2")}
