@@ -178,8 +178,10 @@ class Asking:
         changes = any(self._candidate.texts(name) != texts for name, texts in edit.apps.items())
         if not changes and edit.config is None and edit.global_domains is None:
             self._unchanging.add(place)
-        before, after = self._compared(event, edit) if is_compared(event) else (self.router.app_or_none(event.app), None)
-        self._told[place] = notifies(event, before, after)
+        before, after = self._sides(event, edit)
+        by_hand = [] if is_compared(event) else self._by_hand(event, edit)
+        is_there = not changes and (by_hand or event.action == "create")  # whatever is done, it is not what the command says
+        self._told[place] = by_hand + ([] if is_there else notifies(event, before, after))
         if changes and not self._gated:
             for hook, told in gates(event, before, after):
                 if self.router.plugins.has(hook):
@@ -192,30 +194,38 @@ class Asking:
         }
         return replace(event, facts=facts)
 
-    def _compared(self, event: Event, edit: Edit) -> tuple[App | None, App | None]:
-        """The app of an event before and after it; None: there is none.
-
-        What an edit by hand changes is what is served; so is what another event does to an app that cannot be read.  Of one
-        that nobody knows any more all is new.
-        """
-        assert event.app is not None
-        name, parse = event.app, self._candidate.parse
-        texts = edit.apps[name]
+    def _sides(self, event: Event, edit: Edit) -> tuple[App | None, App | None]:
+        """The app of an event before it, and after it where only that says what changes; None: there is none."""
+        if event.app is None or not is_compared(event):
+            return self.router.app_or_none(event.app), None
         if event.action == "take-up" and not self._tells_of_edits:
             return None, None
-        after = None if texts is None else parse(name, texts)
-        if event.action != "take-up":
-            before = self.router.app_or_none(name)
-            if before is not None or self._candidate.texts(name) is None:
-                return before, after
+        texts = edit.apps[event.app]
+        return self._served(event.app), None if texts is None else self._candidate.parse(event.app, texts)
+
+    def _by_hand(self, event: Event, edit: Edit) -> list[Call]:
+        """What is told of edits by hand that a command takes up with what it does itself."""
+        name = event.app
+        if name is None or name not in edit.apps or event.action == "destroy" or not self._tells_of_edits:
+            return []
+        texts = self._candidate.texts(name)
+        if self.router.store.is_changing_app(name):
+            return []  # another command is about to write what it tells itself
+        try:
+            return notifies(Event("take-up", name), self._served(name), None if texts is None else self._candidate.parse(name, texts))
+        except RouterError:
+            return []  # what cannot be read is not taken up
+
+    def _served(self, name: str) -> App | None:
+        """An app as it is served, as far as that can be known: of one whose state is lost all is new.  None: it is not served."""
         base = self._candidate.base
         entry = base.apps.get(name) if base else None
         if entry is None:
-            return (None if event.action == "take-up" else parse(name, {})), after
+            return None
         try:
-            return parse(name, self.router.generations.app_state(entry)[0]), after
+            return self._candidate.parse(name, self.router.generations.app_state(entry)[0])
         except RouterError:
-            return parse(name, {}), after
+            return self._candidate.parse(name, {})
 
     @cached_property
     def _tells_of_edits(self) -> bool:

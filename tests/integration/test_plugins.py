@@ -2,75 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from nginx_router.hookspecs import COMMON, HOOKS
+from nginx_router.hookspecs import HOOKS
 from nginx_router.processes import all_pids, command_line
 
-from .conftest import until
+from .hooklog import Log, log
 
 if TYPE_CHECKING:
     from .conftest import Live
     from .instances import Backend
+
+__all__ = ["log"]  # a fixture
 
 pytestmark = pytest.mark.timeout(120)
 
 #: Nothing fires these before there are certificates; `plugins:trigger` calls them by hand.
 AWAITED = {"certificate-for", "post-certs-update"}
 
-#: Keeps each call as one line of JSON: its arguments and its stdin; then answers with what lies in answers/HOOK.
-LOG = """
-argv=; for word in "$@"; do argv="$argv,\\"$word\\""; done
-printf '{"hook": "%s", "argv": [%s], "event": %s}\\n' "$ROUTER_HOOK" "${argv#,}" "$(cat)" >>"$ROUTER_PLUGIN_DATA/calls"
-cat "$ROUTER_PLUGIN_DATA/$ROUTER_HOOK" 2>/dev/null || true
-"""
-
 FACTS = ["nginx-http-snippet", "nginx-server-snippet", "nginx-location-snippet", "nginx-app-template-source", "template-dirs"]
-
-
-class Log:
-    """A plugin that has every hook and remembers each call."""
-
-    def __init__(self, live: Live) -> None:
-        self.live, self.data = live, live.paths.root / "data/log"
-        self.data.mkdir(parents=True)
-        live.plugin("log", **{hook.replace("-", "_"): LOG for hook in HOOKS})
-        self.seen: set[str] = set()
-
-    def answers(self, **answers: str) -> None:
-        for hook, text in answers.items():
-            (self.data / hook.replace("_", "-")).write_text(text)
-
-    def calls(self, *command: object, code: int = 0) -> list[dict[str, Any]]:
-        """The calls that one command makes, in their order."""
-        file = self.data / "calls"
-        file.unlink(missing_ok=True)
-        result = self.live(*command)
-        assert result.code == code, result
-        found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        for call in found:
-            event, hook = call["event"], HOOKS[call["hook"]]
-            assert set(event) >= {*COMMON, *hook.keys}, f"{hook.name} has every key that it promises"
-            assert (event["api"], event["hook"], event["user"], event["uid"]) == (1, hook.name, "root", 0)
-            assert event["command"].split()[0] == str(command[0])
-            assert call["argv"] == hook.arguments(event)
-        self.seen |= {call["hook"] for call in found}
-        return found
-
-    def words(self, *command: object, code: int = 0) -> list[str]:
-        """The same as hook and arguments, in one string each."""
-        return [" ".join([call["hook"], *call["argv"]]) for call in self.calls(*command, code=code)]
-
-
-@pytest.fixture
-def log(two_apps: Live) -> Iterator[Log]:
-    yield Log(two_apps)
 
 
 def facts(app: str) -> list[str]:
@@ -192,120 +146,6 @@ def test_events_say_what_their_keys_promise(two_apps: Live, log: Log, backend: C
 def test_nothing_that_changes_nothing_is_told(two_apps: Live, log: Log) -> None:
     for command in (("domains:add", "blog", "blog.test"), ("apps:create", "blog"), ("domains:remove", "blog", "not.there")):
         assert [word for word in log.words(*command) if word.startswith(("pre-", "post-"))] == []
-
-
-def asked_and_told(words: list[str]) -> list[str]:
-    """Of hooks and their arguments those of gates and notify hooks that are not about each change."""
-    return [word for word in words if word.startswith(("pre-", "post-")) and "-apply " not in word]
-
-
-def test_edits_by_hand_are_told_as_commands_are_and_asked_of_no_gate(
-    two_apps: Live, log: Log, backend: Callable[[str], Backend], isolated: Path
-) -> None:
-    live, new = two_apps, backend("new")
-    old = (live.paths.app("blog") / "UPSTREAMS").read_text().strip()
-
-    def edited(path: str, text: str, app: str = "blog") -> list[str]:
-        live.write(f"apps/{app}/{path}", text)
-        return asked_and_told(log.words("reconcile", app))
-
-    assert edited("DOMAINS", "blog.test\nx.test\ny.test\n") == ["post-domains-update blog add x.test y.test"]
-    assert edited("DOMAINS", "# mine\ny.test\nblog.test\n") == ["post-domains-update blog remove x.test"]
-    assert edited("DOMAINS", "y.test\n# mine\nblog.test\n") == []
-    assert edited("DOMAINS", "blog.test\nz.test\n") == ["post-domains-update blog set blog.test z.test"]
-    assert edited("app.toml", 'domains = "disabled"\n') == ["post-domains-update blog disable blog.test z.test"]
-    assert edited("DOMAINS", "blog.test\n") == ["post-domains-update blog remove z.test"], "nginx had nothing to do"
-    assert edited("app.toml", "") == ["post-domains-update blog enable blog.test"]
-    live.write("apps/blog/UPSTREAMS", f"{old}\n{new}\n")
-    told = [call["event"] for call in log.calls("reconcile", "blog") if call["hook"] == "post-upstreams-update"]
-    assert [(event["action"], event["endpoints"]) for event in told] == [("add", [str(new)])]
-    live.write("apps/blog/UPSTREAMS", f"{old} weight=2\n{new}\n")
-    told = [call["event"] for call in log.calls("reconcile", "blog") if call["hook"] == "post-upstreams-update"]
-    assert [(event["action"], event["endpoints"]) for event in told] == [("set", [old, str(new)])]
-    # what is not served is not told, and then all that came meanwhile is
-    live.write("apps/blog/DOMAINS", "blog.test\nx.test\n")
-    live.snippet("blog", "no_such_directive on;\n")
-    assert asked_and_told(log.words("reconcile", "blog", code=8)) == []
-    (live.paths.app("blog") / "nginx.conf.d/own.conf").unlink()
-    assert edited("DOMAINS", "blog.test\nx.test\ny.test\n") == ["post-domains-update blog add x.test y.test"]
-    # apps that come and go
-    live.write("apps/third/DOMAINS", "third.test\n")
-    assert edited("UPSTREAMS", f"{new}\n", "third") == ["post-create third", "post-upstreams-update third"]
-    live.paths.app("third").rename(live.paths.app("fourth"))
-    assert asked_and_told(log.words("reconcile")) == ["post-create fourth", "post-upstreams-update fourth", "post-destroy third"]
-    shutil.rmtree(live.paths.app("fourth"))
-    assert asked_and_told(log.words("reconcile")) == ["post-destroy fourth"]
-    assert asked_and_told(log.words("reconcile")) == []
-
-
-def test_an_edit_that_two_take_up_is_told_once(two_apps: Live, log: Log) -> None:
-    two_apps.write("apps/blog/DOMAINS", "blog.test\nx.test\n")
-    with two_apps.locked():
-        waiting = [two_apps.begin("reconcile", "blog") for _ in range(2)]
-        until(lambda: two_apps.queued() == 2)
-    assert [each.wait(30).code for each in waiting] == [0, 0]
-    hooks = [json.loads(line)["hook"] for line in (log.data / "calls").read_text().splitlines()]
-    assert hooks.count("post-domains-update") == 1
-
-
-def test_a_rollback_asks_and_tells_what_the_same_commands_would(two_apps: Live, log: Log, backend: Callable[[str], Backend]) -> None:
-    live, new = two_apps, backend("new")
-    before, old = live.generations.current_number(), (live.paths.app("blog") / "UPSTREAMS").read_text().strip()
-    shop = (live.paths.app("shop") / "UPSTREAMS").read_text().strip()
-    live.done("domains:add", "blog", "x.test")
-    live.done("upstreams:set", "blog", new)
-    back = ["generations:rollback", before, "blog"]
-    assert asked_and_told(log.words(*back)) == ["pre-domains-update blog remove x.test", "post-domains-update blog remove x.test"]
-    assert asked_and_told(log.words(*back)) == [], "nothing changes"
-    calls = [call for call in log.calls(*back, "--endpoints") if asked_and_told([f"{call['hook']} "])]
-    assert [(call["hook"], *call["argv"]) for call in calls] == [(hook, "blog", f"web={old}") for hook in ("pre-deploy", "post-deploy")]
-    for call in calls:
-        assert call["event"]["processes"] == {"web": {"old": [str(new)], "new": [old]}} and call["event"]["retired"] == [str(new)]
-        assert call["event"]["action"] == "restore"
-    live.done("apps:destroy", "shop", "--force")
-    calls = log.calls("generations:rollback", before, "shop")
-    told = {call["hook"]: call["event"]["domains"] for call in calls if asked_and_told([f"{call['hook']} "])}
-    assert told == {"pre-create": ["shop.test"], "post-create": ["shop.test"]}
-    live.done("upstreams:add", "shop", shop)
-    # whoever says no to a command says no to this
-    live.plugin("guard", pre_domains_update="echo 'x.test is not sold' >&2; exit 1")
-    with live.unchanged():
-        result = live("generations:rollback", int(before or 0) + 1, "blog")
-    assert result.code == 6 and "x.test is not sold" in result.err, result
-
-
-def test_an_import_asks_and_tells_what_the_same_commands_would(
-    two_apps: Live, log: Log, backend: Callable[[str], Backend], isolated: Path
-) -> None:
-    live, new, path = two_apps, backend("new"), isolated / "host.tar"
-    old = (live.paths.app("blog") / "UPSTREAMS").read_text().strip()
-    shop = (live.paths.app("shop") / "UPSTREAMS").read_text().strip()
-    live.done("export", "--output", path)
-    live.done("domains:set", "blog", "x.test")
-    live.done("upstreams:set", "blog", new)
-    live.done("apps:destroy", "shop", "--force")
-    words = asked_and_told(log.words("import", path))
-    assert words == [
-        "pre-domains-update blog set blog.test",
-        f"pre-deploy blog web={old}",
-        "pre-create shop",
-        f"pre-deploy shop web={shop}",
-        "post-domains-update blog set blog.test",
-        f"post-deploy blog web={old}",
-        "post-create shop",
-        f"post-deploy shop web={shop}",
-    ]
-    assert asked_and_told(log.words("import", path)) == []
-    live.done("upstreams:set", "blog", f"{old}", "--weight", "2")
-    assert asked_and_told(log.words("import", path)) == ["post-upstreams-update blog"], "no instance is another"
-    live.write("apps/blog/app.toml", "cannot be read\n")
-    assert asked_and_told(log.words("import", path)) == [], "it was served as the archive has it"
-    live.plugin("guard", pre_deploy="echo 'not at night' >&2; exit 1")
-    live.done("upstreams:set", "blog", new)
-    with live.unchanged():
-        result = live("import", path)
-    assert result.code == 6 and "not at night" in result.err, result
-    live.done("import", path, "--no-endpoints")
 
 
 def test_the_order_of_calls_is_the_order_that_is_shown(two_apps: Live, isolated: Path) -> None:
