@@ -108,7 +108,7 @@ class Asking:
 
     def judge(self, names: Sequence[str]) -> dict[str, RouterError | None]:
         """What is wrong with what the directories of these apps hold now, if anything; nothing is changed."""
-        from .validate import check_template, judge
+        from .validate import check_template, check_unserved, judge
 
         found: dict[str, RouterError | None] = dict.fromkeys(names)
         for place, name in enumerate(names):
@@ -130,9 +130,9 @@ class Asking:
                 parts = [others] if culprits else [others[: len(others) // 2], others[len(others) // 2 :]]
                 waiting += [{name: group[name] for name in part} for part in parts if part]
         for name, rendered in good.items():
-            if found[name] is None and rendered.template is not None:
+            if found[name] is None:
                 try:
-                    check_template(self._candidate, plane, rendered)
+                    (check_unserved if rendered.template is None else check_template)(self._candidate, plane, rendered)
                 except RouterError as why:
                     found[name] = why
         return found

@@ -49,14 +49,13 @@ def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered
     """
     if apps:
         judge(candidate, plane, apps)
-    for name, rendered in candidate.changed.items():
+    for rendered in candidate.changed.values():
         if rendered is None:
             continue
         if _is_new_template(candidate, rendered):
             check_template(candidate, plane, rendered)
-        elif not rendered.app.served_domains and _has_new_snippet(candidate, rendered):
-            # no server block includes it yet: it is not to be found broken by the first domain
-            judge(candidate, plane, {name: candidate.render(name, served(rendered.app, rendered.texts), rendered.facts)})
+        elif _has_new_snippet(candidate, rendered):
+            check_unserved(candidate, plane, rendered)
 
 
 def _is_new_template(candidate: Candidate, rendered: Rendered) -> bool:
@@ -76,6 +75,17 @@ def _has_new_snippet(candidate: Candidate, rendered: Rendered) -> bool:
     entry = candidate.base.apps.get(rendered.app.name) if candidate.base else None
     known = candidate.generations.app_state(entry)[0] if entry and rendered.app.snippets else {}
     return any(known.get(f"{SNIPPETS}{file}") != text for file, text in rendered.app.snippets.items())
+
+
+def check_unserved(candidate: Candidate, plane: DataPlane, rendered: Rendered) -> None:
+    """Try the snippets of an app that has no server block yet to include them: the first domain is not to find them broken.
+
+    Raises:
+        NginxRejected: nginx would not take them.
+    """
+    if rendered.app.snippets and not rendered.app.served_domains:
+        name = rendered.app.name
+        judge(candidate, plane, {name: candidate.render(name, served(rendered.app, rendered.texts), rendered.facts)})
 
 
 def check_template(candidate: Candidate, plane: DataPlane, rendered: Rendered) -> None:
@@ -270,11 +280,11 @@ def _rejection(
         owner = candidate.owners.get(taken["name"])
         thief = next((name for name, r in apps.items() if name != owner and taken["name"].encode() in r.vhost), None)
         thief = thief or next((n for n, r in apps.items() for _, d in r.includes.values() if taken["name"].encode() in d), None)
-        return NginxRejected(
-            f"app {thief or '?'}: nginx rejected its vhost: {text}",
-            hint=f"{taken['name']} belongs to app {owner}" if owner else "",
-            app=thief,
-        )
+        if thief is None and owner is not None and owner in apps:
+            source = apps[owner].template_source or "its vhost"
+            return NginxRejected(f"app {owner}: nginx rejected {source}: {text}", hint="two of its own servers have that name", app=owner)
+        who = f"app {thief}: nginx rejected its vhost" if thief else "nginx rejected the change"
+        return NginxRejected(f"{who}: {text}", hint=f"{taken['name']} belongs to app {owner}" if owner else "", app=thief)
     if len(apps) == 1:
         app, rendered = next(iter(apps.items()))
         if not match and (cause := _naming(rendered, text, scratch)):

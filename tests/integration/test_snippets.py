@@ -63,6 +63,9 @@ def test_an_app_that_nothing_serves_yet_gets_no_broken_one_either(two_apps: Live
     with two_apps.unchanged():
         done = add(two_apps, text, name, "x")
     assert done.returncode == 8 and f"apps/{name}/nginx.conf.d/x.conf:1" in done.stderr, done
+    by_hand = two_apps.write(f"apps/{name}/nginx.conf.d/x.conf", text)
+    assert two_apps("nginx:validate", name).code == 8
+    by_hand.unlink()
     assert add(two_apps, "add_header X-One 1 always;\n", name, "x").returncode == 0
 
 
@@ -195,6 +198,18 @@ def test_a_plugins_snippet_is_not_blamed_on_the_apps(two_apps: Live, hook: str, 
     two_apps.plugin("bad", **{hook: f'[ "$1" = blog ] || exit 0; echo "{text}"'})
     done = two_apps("domains:add", "blog", "new.blog.test")
     assert done.code == 8 and f"nginx rejected {said}" in done.err and "x.conf" not in done.err, done
+
+
+def test_a_name_that_two_servers_of_one_app_have_is_that_apps(two_apps: Live) -> None:
+    shipped = two_apps.done("nginx:show-config", "--template").out
+    two_apps.write(
+        "apps/blog/nginx.conf.j2", shipped + f"server {{ listen 127.0.0.1:{two_apps.port}; server_name blog.test; return 200; }}\n"
+    )
+    done = two_apps("domains:add", "blog", "new.blog.test")
+    assert done.code == 8 and "app ?" not in done.err and done.err.startswith("router: app blog: nginx rejected apps/blog/nginx.conf.j2"), (
+        done
+    )
+    assert "two of its own servers" in done.err
 
 
 def test_what_no_file_says_is_said_of_the_vhost(two_apps: Live) -> None:
