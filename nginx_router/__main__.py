@@ -5,7 +5,8 @@ import signal
 
 def main() -> int:
     """Run the command line of this process; the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: an end, and no traceback
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: an end, and no traceback
     from .cli import main as run
 
     return run()

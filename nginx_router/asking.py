@@ -37,6 +37,7 @@ class Asking:
         self.router, self._gated = router, gated
         self._candidate = router.rehearsal()
         self._told: dict[int, list[Call]] = {}  # what notify hooks are told
+        self._compared: set[str] = set()
         self._unchanging: set[int] = set()  # what is so already is not told as if it were done
         self._applied: dict[int, Applied] = {}
 
@@ -180,6 +181,8 @@ class Asking:
             self._unchanging.add(place)
         before, after = self._sides(event, edit)
         by_hand = [] if is_compared(event) else self._by_hand(event, edit)
+        if by_hand:
+            self._unchanging.discard(place)
         is_there = not changes and (by_hand or event.action == "create")  # whatever is done, it is not what the command says
         self._told[place] = by_hand + ([] if is_there else notifies(event, before, after))
         if changes and not self._gated:
@@ -206,8 +209,9 @@ class Asking:
     def _by_hand(self, event: Event, edit: Edit) -> list[Call]:
         """What is told of edits by hand that a command takes up with what it does itself."""
         name = event.app
-        if name is None or name not in edit.apps or event.action == "destroy" or not self._tells_of_edits:
+        if name is None or name not in edit.apps or event.action == "destroy" or not self._tells_of_edits or name in self._compared:
             return []
+        self._compared.add(name)  # two events of one app take one edit up
         texts = self._candidate.texts(name)
         if self.router.store.is_changing_app(name):
             return []  # another command is about to write what it tells itself
@@ -230,7 +234,7 @@ class Asking:
     @cached_property
     def _tells_of_edits(self) -> bool:
         """Whether anybody wants to know; else it would have to be read of all apps for nobody."""
-        return not self._gated and any(self.router.plugins.has(hook) for hook in TOLD_OF_EDITS)
+        return any(self.router.plugins.has(hook) for hook in TOLD_OF_EDITS)
 
     def _rehearse(self, places: Sequence[int], events: Sequence[Event]) -> None:
         plugins = self.router.plugins

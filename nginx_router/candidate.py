@@ -135,8 +135,8 @@ class Candidate:
 
     @property
     def is_edited(self) -> bool:
-        """Whether somebody edited router.toml or the global DOMAINS since the base was made."""
-        return self.base is not None and self._old_globals != (self.base.config, self.base.global_domains)
+        """Whether router.toml and the global DOMAINS are what somebody made of them by hand since the base was made, and no event."""
+        return self.base is not None and (self.base.config, self.base.global_domains) != self._old_globals == self.globals
 
     @property
     def globals(self) -> tuple[str, str]:

@@ -33,9 +33,6 @@ def resume() -> None:
     _is_held = False
 
 
-_came = False
-
-
 def is_held() -> bool:
     """Whether something was changed, so that they are to end nothing."""
     return _is_held
@@ -70,7 +67,7 @@ def unwinding(*, is_last: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # a test or an embedding program has its own ways
         yield
         return
-    before = {each: signal.signal(each, _leave) for each in NUMBERS}
+    before = {each: signal.signal(each, _leave) for each in _heeded()}
     try:
         yield
     finally:
@@ -85,7 +82,7 @@ def waiting() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {each: signal.signal(each, lambda got, _: came.append(got)) for each in NUMBERS}
+    before = {each: signal.signal(each, lambda got, _: came.append(got)) for each in _heeded()}
     try:
         yield came
     finally:
@@ -98,6 +95,11 @@ def waiting() -> Iterator[list[int]]:
 def ended(number: int) -> BaseException:
     """What unwinds a command that a signal ends."""
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+
+
+def _heeded() -> list[signal.Signals]:
+    # who was started with one ignored (nohup, a job in the background of a script) is not ended by it
+    return [each for each in NUMBERS if signal.getsignal(each) != signal.SIG_IGN]
 
 
 def _leave(number: int, _: FrameType | None) -> None:

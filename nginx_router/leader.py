@@ -122,7 +122,8 @@ class Leader:
         units = batch.units
         apps = suspects(batch.candidate, why)
         explain(batch.candidate, why)
-        if batch.candidate.is_edited and isinstance(why, RouterError) and (tries := self._divide_settings(batch, why)) is not None:
+        is_edited = batch.candidate.is_edited and not _is_of_the_host(why)
+        if is_edited and isinstance(why, RouterError) and (tries := self._divide_settings(batch, why)) is not None:
             return tries
         if len(units) == 1 or _is_of_the_host(why):
             return self._fail(units, why)

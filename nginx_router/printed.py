@@ -28,6 +28,9 @@ def beside_the_talk() -> Iterator[None]:
                     os.dup2(2, 1)
             yield
     finally:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            if sys.__stdout__ is not sys.stdout:
+                sys.__stdout__.flush()  # type: ignore[union-attr]  # None: AttributeError; what it holds is no answer either
         if answer >= 0:
             os.dup2(answer, 1)
             os.close(answer)

@@ -136,6 +136,10 @@ class Queue:
         pid = ident.split("-")[1]
         return is_alive(found.pid, found.started) if found else pid.isdigit() and is_alive(int(pid))
 
+    def holds(self, ident: str) -> bool:
+        """Whether a submission waits or is taken; one that is neither and has no answer will never have one."""
+        return any((self.directory / f"{ident}.{kind}").exists() for kind in ("json", "taken"))
+
     def command(self, ident: str) -> str:
         """The words of a submission that was taken and not answered; else nothing."""
         found = self._read(ident)

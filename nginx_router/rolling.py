@@ -63,8 +63,8 @@ def deploy(router: Router, app: str, wanted: Wanted, size: int, options: Options
         for number, batch in enumerate(batches):
             # those that stay are looked at once, as by any deploy
             asked = {p: [a for a in batch[p] if (a in wanted[p] if number == 0 else a not in there[p])] for p in batch}
-            interrupts.resume()  # until this batch is served
             try:
+                interrupts.resume()  # until this batch is served
                 if interrupts.came():
                     raise Terminated
                 event = takeover(router, app, batch, options, named=asked)

@@ -71,8 +71,13 @@ class Submitting:
                     if came and not interrupts.is_held() and self._queue.withdraw(ident):
                         withdrawn = True
                         raise interrupts.ended(came[0])
-                    if not wait.goes_on() and self.lead() and not patient_until:
-                        continue
+                    if not wait.goes_on() and self.lead():
+                        if (found := self._answer(ident)) is not None:
+                            break
+                        if not self._queue.holds(ident):
+                            raise Busy("the change was taken and not answered", hint="router status")
+                        if not patient_until:
+                            continue
                     waited = time.monotonic() - began
                     if waited >= patience and self._queue.withdraw(ident):
                         withdrawn = True

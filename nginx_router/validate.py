@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -15,10 +16,10 @@ from .candidate import Candidate
 from .confinement import confine
 from .dataplane import DataPlane
 from .draft import Draft
-from .errors import Conflict, HostProblem, NginxRejected, NotPermitted, RouterError, UsageProblem
+from .errors import Conflict, HostProblem, NginxRejected, NotPermitted, RouterError, StateCorrupt, UsageProblem
 from .examples import examples, served
 from .live import ways_out
-from .model import SNIPPETS, TEMPLATE
+from .model import SNIPPETS, TEMPLATE, Texts
 from .processes import is_alive
 from .properties import of_directive
 from .rendering import Rendered
@@ -27,7 +28,8 @@ from .vetting import http_variables, vet_snippet, vet_template
 _PLACE = re.compile(r"^(?P<text>.*) in (?P<path>/\S+):(?P<line>\d+)$")
 _LACKS = re.compile(r'"(?P<path>/[^"]*)" failed \((?P<errno>\d+): ')
 _OF_THE_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
-_DENIED = re.compile(r"bind\(\) to (?P<address>\S+) failed \(13: ")
+_DENIED = re.compile(r"bind\(\) to (?P<address>\S+:(?P<port>\d+)) failed \(13: ")
+_PRIVILEGED = 1024
 _DUPLICATE = re.compile(r'"(?P<directive>[a-z_]+)" directive is duplicate')
 _CONFLICT = re.compile(r'conflicting server name "(?P<name>[^"]+)"')
 _LOCATION_TWICE = re.compile(r'duplicate location "(?P<name>[^"]+)"')
@@ -63,17 +65,19 @@ def _is_new_template(candidate: Candidate, rendered: Rendered) -> bool:
     entry = candidate.base.apps.get(rendered.app.name) if candidate.base else None
     if rendered.template is None or entry is None:
         return rendered.template is not None
-    texts, facts = candidate.generations.app_state(entry)
     try:
+        texts, facts = candidate.generations.app_state(entry)
         return candidate.renderer.template_of(candidate.parse(rendered.app.name, texts), facts) != rendered.template
-    except UsageProblem:
-        return True  # a property that this version does not know any more
+    except (StateCorrupt, UsageProblem):
+        return True  # its object is lost; or a property that this version does not know any more
 
 
 def _has_new_snippet(candidate: Candidate, rendered: Rendered) -> bool:
     """Whether an app has a snippet of its own that is not as in the base."""
     entry = candidate.base.apps.get(rendered.app.name) if candidate.base else None
-    known = candidate.generations.app_state(entry)[0] if entry and rendered.app.snippets else {}
+    known: Texts = {}
+    with contextlib.suppress(StateCorrupt):  # its object is lost: the directory alone says what the app is
+        known = candidate.generations.app_state(entry)[0] if entry and rendered.app.snippets else {}
     return any(known.get(f"{SNIPPETS}{file}") != text for file, text in rendered.app.snippets.items())
 
 
@@ -130,7 +134,8 @@ def scratch(run: Path) -> Path:
     directory = run / f"validate-{os.getpid()}"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700, parents=True)  # copies of snippets are nobody else's affair
-    (directory / "tmp").mkdir()
+    for name in ("tmp", "log"):
+        (directory / name).mkdir()
     return directory
 
 
@@ -160,7 +165,7 @@ def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendere
         text = rendered.vhost.decode(errors="surrogateescape")
         for sha in rendered.includes:
             text = text.replace(f"{objects}/{sha}", f"{directory}/{sha}")
-        text = _without_new_logs(text, candidate.store.paths.log, directory)
+        text = _without_new_logs(text, candidate.store.paths.log, directory / "log")
         path = directory / str(rendered.entry.vhost)
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
         source = rendered.template_source
@@ -188,8 +193,8 @@ def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendere
         if (lacks := _LACKS.search(message)) and int(lacks["errno"]) in _OF_THE_HOST:
             # of the host and not of the app: its vhost was not judged at all
             raise OSError(int(lacks["errno"]), os.strerror(int(lacks["errno"])), lacks["path"])
-        if denied := _DENIED.search(message):
-            raise _not_permitted(candidate, denied["address"])
+        if (denied := _DENIED.search(message)) and int(denied["port"]) < _PRIVILEGED:
+            raise _not_permitted(candidate, apps, denied["address"], int(denied["port"]))
     if not result.ok or conflict:
         raise _rejection(candidate, apps, places, result.messages, conflict, directory)
     for doubt in doubts:
@@ -197,13 +202,15 @@ def _validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendere
             raise NginxRejected(doubt, app=doubt.split()[1].rstrip(":"))
 
 
-def _not_permitted(candidate: Candidate, address: str) -> NotPermitted:
+def _not_permitted(candidate: Candidate, apps: Mapping[str, Rendered], address: str, port: int) -> NotPermitted:
     start = shlex.join(["sudo", f"ROUTER_ROOT={candidate.store.paths.root}", "router", "proxy:start"])
     why = NotPermitted(
         f"nginx may not listen on {address}: ports below 1024 are root's",
         hint=f"take a port from 1024 on, or let root start nginx: router proxy:stop, then {start}",
     )
-    why.is_of_the_host = address.endswith(f":{candidate.settings.http_port}")
+    why.is_of_the_host = port == candidate.settings.http_port
+    if not why.is_of_the_host:
+        why.app = next((name for name, rendered in apps.items() if port in rendered.entry.ports), None)
     return why
 
 

@@ -123,6 +123,7 @@ class Watcher:
         self._look()
         self._mend()
         self._keep()
+        self._end_if_asked()  # what it has started is no reason to ask all plugins first
         self._taking_up.all()
         self._checking.look()
         self._judging.look()
@@ -165,12 +166,15 @@ class Watcher:
             if self._clock.get(what, now + 1) <= now:
                 del self._clock[what]
                 action()
+                self._end_if_asked()
         if self._taking_up.due is not None and self._taking_up.due <= now:
             self._taking_up.again()
             self._checking.look()
+            self._end_if_asked()
         if self._checking.due is not None and self._checking.due <= now:
             self._checking.flush()
             self._judging.look()
+            self._end_if_asked()
         if self._judging.due is not None and self._judging.due <= now:
             self._judging.judge()
         touched = self._burst.take(time.monotonic())

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nginx_router.arguments import change, default_domains, existing
-from nginx_router.errors import UsageProblem
+from nginx_router.controller import Outcome
+from nginx_router.errors import Conflict, HostProblem, NginxRejected, PluginBroken, TemplateError, UsageProblem
 from nginx_router.events import Event
 from nginx_router.names import app_name, shown
 
@@ -24,7 +25,17 @@ def create(router: Router, app: AppArgument) -> None:
     Example: router apps:create blog
     """
     name = app_name(app)
-    change(router, [Event("create", name, {"domains": [] if router.store.exists(name) else default_domains(router, name)})])
+    is_there = router.store.exists(name)
+    event = Event("create", name, {"domains": [] if is_there else default_domains(router, name)})
+    try:
+        change(router, [event])
+    except (UsageProblem, Conflict, TemplateError, NginxRejected, PluginBroken) as why:
+        if not is_there or isinstance(why, HostProblem):
+            raise
+        # it was asked for the app, and that is there; what keeps its edits from being served is said by whatever changes it
+        notes = (f"app {name} exists already; its files are not taken up: {why.message}",)
+        router.out.say(notes[0])
+        router.out.changed([Outcome(event, name, router.generations.current_number(), router.serving(), notes=notes)])
 
 
 def destroy(router: Router, app: AppArgument, force: Annotated[bool, typer.Option("--force", help="Do not ask.")] = False) -> None:

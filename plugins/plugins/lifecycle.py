@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nginx_router import canaries
+from nginx_router import canaries, interrupts
 from nginx_router.arguments import existing
 from nginx_router.discovery import Plugin, Unusable, disabled, read
 from nginx_router.errors import Conflict, NotFound, PluginBroken, RouterError, UsageProblem, nearest
@@ -88,6 +88,9 @@ def update(
         failed: RouterError | None = None
         results: list[Switched] = []
         for each in [name] if name else sorted(known):
+            if interrupts.came():  # behind the first that was updated none ends this
+                router.out.say(f"interrupted: {each} and those behind it were not looked at")
+                break
             try:
                 result = _update(router, each, known[each], ref, force)
             except RouterError as why:

@@ -10,9 +10,9 @@ import typer
 
 from nginx_router import canaries
 from nginx_router.arguments import chosen, existing, last_good
-from nginx_router.errors import UsageProblem
+from nginx_router.errors import RouterError, UsageProblem
 from nginx_router.events import Event
-from nginx_router.model import Facts
+from nginx_router.model import Entry, parse_app, parse_globals
 from nginx_router.times import stamp
 
 if TYPE_CHECKING:
@@ -67,19 +67,31 @@ def report(router: Router, app: Annotated[str | None, typer.Argument(metavar="AP
 
 
 def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
-    index, settings = router.index(), router.settings()
+    index = router.index()
     entries = index.apps if index else {}
+    try:
+        settings = router.settings()
+    except RouterError:
+        if index is None:
+            raise
+        settings = parse_globals(index.config, index.global_domains, router.tables())  # what is served goes on as it was set
     for name in chosen(router, app):
         found, _ = last_good(router, name)
-        facts = router.generations.app_state(entries[name])[1] if name in entries and entries[name].unhealthy else Facts()
         few = canaries.of_app(found)
         since = canaries.since(found) if few else None
         yield {
             "app": name,
             "canary": canaries.share_of(found) if few else None,
-            "served": canaries.who_gets(canaries.share_of(found), canaries.seen(found, facts)) if few else None,
+            "served": _served(router, name, entries[name]) if name in entries else None,
             "since": stamp(since) if since else None,
             "endpoints": canaries.shown(few),
             "max_errors": canaries.max_errors_of(found, settings),
             "aborted": canaries.aborted(found),
         }
+
+
+def _served(router: Router, name: str, entry: Entry) -> str | None:
+    """Who gets the canaries of an app, as it is served, whatever its files say by now."""
+    texts, facts = router.generations.app_state(entry)
+    app = parse_app(name, texts, router.tables())
+    return canaries.who_gets(canaries.share_of(app), canaries.seen(app, facts)) if canaries.of_app(app) else None

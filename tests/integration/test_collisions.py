@@ -417,6 +417,11 @@ def test_a_host_wide_edit_that_nginx_does_not_take_up_is_tried_once_and_no_apps_
     one = live("domains:add", "app1", "other.test")
     assert one.code == 9 and f"{live.paths.config} was edited" in one.err and "app app1" not in one.err, one
     assert live.get("app1.test").status == 502 and live.generations.current_number() == before
+    # an edit that says nothing is not to blame for what a command says
+    live.paths.config.write_text(f"# a word\n{text}")
+    other = live("proxy:set", "--global", "http-port", str(taken_port))
+    assert other.code == 9 and "was edited" not in other.err, other
+    live.paths.config.write_text(text.replace(f"http-port = {live.port}", f"http-port = {taken_port}"))
     live.done("proxy:set", "--global", "http-port", str(live.port))
     live.done("reconcile")
     assert live.get("new.test").status == 502

@@ -257,6 +257,18 @@ def test_a_state_object_that_was_damaged_is_made_again_from_the_directory(change
     assert "made again from the files of blog" in mended(live).out
 
 
+def test_a_lost_state_object_keeps_no_app_with_a_snippet_from_being_changed(two_apps: Live) -> None:
+    live = two_apps
+    live.snippet("blog", "add_header X-Own 1 always;\n")
+    live.done("reconcile", "blog")
+    index = live.generations.current()
+    assert index is not None
+    live.generations.object_path(index.apps["blog"].state).unlink()
+    live.snippet("blog", "add_header X-Own 2 always;\n")
+    live.done("domains:add", "blog", "next.blog.test")
+    assert live.get("next.blog.test").headers["x-own"] == "2"
+
+
 @pytest.mark.slow
 def test_pruning_leaves_what_a_generation_names_whose_parent_is_not_the_one_before(changed: Live) -> None:
     live = changed

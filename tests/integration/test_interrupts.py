@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import until
+from .conftest import ROUTER, until
 from .instances import Backend
 
 if TYPE_CHECKING:
@@ -81,6 +83,20 @@ def test_a_proxy_that_was_started_or_stopped_is_said_to_be(two_apps: Live, numbe
     result = pelted(live.begin(f"proxy:{verb}"), number, is_begun)
     assert result.code == 0 and "Traceback" not in result.err, result
     assert live.journal()[-1]["command"] == f"proxy:{verb}" and live.journal()[-1]["result"] == "done"
+
+
+def test_who_has_it_ignored_is_not_ended_by_ctrl_c(two_apps: Live) -> None:
+    live = two_apps
+    words = f"trap '' INT; exec {ROUTER} domains:add blog quiet.test"
+    environment = {**os.environ, "ROUTER_ROOT": str(live.paths.root)}
+    with subprocess.Popen(["sh", "-c", words], env=environment, stderr=subprocess.DEVNULL) as waiting:
+        with live.locked():
+            until(lambda: live.queued() == 1, 20)
+            waiting.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            assert waiting.poll() is None
+        assert waiting.wait(20) == 0
+    assert live.get("quiet.test").body == "blog"
 
 
 def imports(pid: int) -> None:

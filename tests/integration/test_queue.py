@@ -106,6 +106,18 @@ def test_a_signal_ends_a_command_that_waits_and_nothing_changes(two_apps: Live, 
 
 
 @pytest.mark.timeout(60)
+def test_a_command_whose_place_in_the_queue_is_gone_ends(two_apps: Live) -> None:
+    with two_apps.locked():
+        waiting = two_apps.begin("domains:add", "blog", "new.blog.test")
+        until(lambda: two_apps.queued() == 1)
+        for path in two_apps.paths.queue.glob("*.json"):
+            path.unlink()
+    result = waiting.wait(30)
+    assert result.code == 5 and "was taken and not answered" in result.err and "router status" in result.err, result
+    assert two_apps.get("new.blog.test").status == 0
+
+
+@pytest.mark.timeout(60)
 def test_a_command_that_was_killed_while_it_waited_is_forgotten(two_apps: Live) -> None:
     with two_apps.locked():
         waiting = two_apps.begin("domains:add", "blog", "new.blog.test")

@@ -76,6 +76,18 @@ def test_edits_that_a_command_takes_up_besides_are_told_too(two_apps: Live, log:
     assert asked_and_told(log.words("apps:create", "third")) == []
 
 
+def test_edits_that_a_deploy_or_two_changes_of_one_command_take_up_are_told_once(
+    two_apps: Live, log: Log, backend: Callable[[str], Backend]
+) -> None:
+    live = two_apps
+    live.write("apps/blog/DOMAINS", "blog.test\nx.test\n")
+    told = asked_and_told(log.words("apps:deploy", "blog", backend("new")))
+    assert [each for each in told if "domains" in each] == ["post-domains-update blog add x.test"]
+    live.done("apps:deploy", "blog", backend("canary"), "--canary", "10%")
+    live.write("apps/blog/DOMAINS", "blog.test\n")
+    assert asked_and_told(log.words("traffic:set", "blog", "20%", "--max-errors", "1%")) == ["post-domains-update blog remove x.test"]
+
+
 def test_an_edit_that_two_take_up_is_told_once(two_apps: Live, log: Log) -> None:
     two_apps.write("apps/blog/DOMAINS", "blog.test\nx.test\n")
     with two_apps.locked():

@@ -87,6 +87,15 @@ def test_create_of_what_was_made_by_hand_takes_it_up(run: Run, router_root: Path
         assert index and index.apps[name].domains == (line.strip(),)
 
 
+def test_create_of_what_cannot_be_taken_up_says_so_and_is_no_failure(run: Run, router_root: Path) -> None:
+    run("apps:create", "blog")
+    (router_root / "apps/blog/DOMAINS").write_text("*oops..test\n")
+    got = run("apps:create", "blog")
+    assert got.code == 0 and got.talk[0].startswith("app blog exists already; its files are not taken up: apps/blog/DOMAINS:1")
+    assert run("apps:create", "blog", "--format", "json").json()["kind"] == "nothing"
+    assert run("domains:add", "blog", "a.test").code == 2
+
+
 def test_a_setup_that_is_not_there_is_removed_quietly(run: Run) -> None:
     got = run("setup", "--remove")
     assert (got.code, got.talk) == (0, ["host mode is not set up"])
