@@ -23,6 +23,7 @@ from .events import Event, refuse_locked
 from .handover import Handover, Options, Show, Swap, hand_out, require_counts, swap_and_wait, turn
 from .model import UPSTREAMS, App
 from .names import WEB, Address, AppName, Domain, Endpoint, address, endpoint_argument, process_name, shown
+from .reach import refuse_own_socket
 from .upstreams import endpoint_lines
 
 if TYPE_CHECKING:
@@ -241,7 +242,9 @@ def check_instances(router: Router, app: App, processes: Wanted, options: Option
     index = router.index()
     for process, addresses in processes.items():
         check = replace(_check_of(router, app, process, options), user=index.facts.user if index else "")
-        asked += [(address(text), check) for text in addresses]
+        for one in map(address, addresses):
+            refuse_own_socket(router.paths.root, app.name, one)
+            asked.append((one, check))
     checks.run(app.name, asked, router.request.say, _resolved_by_plugins(router, app.name, [each for each, _ in asked]))
 
 

@@ -110,6 +110,8 @@ def _create(event: Event, world: World) -> Edit:
     assert event.app is not None
     if (there := world.texts(event.app)) is not None:
         return Edit(apps={event.app: there}, notes=(f"app {event.app} exists already",))
+    if event.args.get("existed"):
+        raise Conflict(f"app {event.app} was there, and is not any more", hint="the same command again", app=event.app)
     names, notes = _free(event.args.get("domains", []), world.owners)
     texts = {DOMAINS: lines.add("", names), UPSTREAMS: ""}
     return Edit(apps={event.app: texts}, notes=tuple(notes))

@@ -1,4 +1,4 @@
-"""Whether nginx's workers, who are another user than root, may connect to an instance's unix socket."""
+"""Which unix sockets may be instances: none of the router's own, and those that nginx's workers may connect to, who are not root."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import grp
 import os
 import pwd
 from pathlib import Path
+
+from .errors import UsageProblem
+from .names import Address
 
 
 def closed_to(path: Path, user: str) -> str | None:
@@ -31,6 +34,16 @@ def closed_to(path: Path, user: str) -> str | None:
         if entry.pw_uid != 0 and not found.st_mode >> shift & bit:
             return f"{each} cannot be {what} by {user}, whom nginx's workers run as (mode {found.st_mode & 0o7777:04o}, {_owner(found)})"
     return None
+
+
+def refuse_own_socket(root: Path, app: str, address: Address) -> None:
+    """Whoever could ask for the one that changes routes would send everybody's requests where he likes.
+
+    Raises:
+        UsageProblem: the endpoint is a socket of the router.
+    """
+    if address.text.startswith(f"unix:{root}/run/"):
+        raise UsageProblem(f"app {app}: {address} is no endpoint: the sockets there are the router's own", app=app)
 
 
 def _owner(found: os.stat_result) -> str:

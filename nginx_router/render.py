@@ -24,6 +24,7 @@ from .errors import TemplateError, UsageProblem
 from .kinds import is_among
 from .model import TEMPLATE, App, Facts, Globals, HostFacts
 from .names import WEB, listener
+from .reach import refuse_own_socket
 from .resources import shipped
 from .sandbox import Sandbox, Unrendered
 from .settings import LONGEST_SOCKET
@@ -123,9 +124,7 @@ class Renderer:
         nginx = self.properties(app)
         directives.check(app.name, nginx)
         for endpoint in app.endpoints:
-            # whoever could ask for the one that changes routes would send everybody's requests where he likes
-            if endpoint.address.text.startswith(f"unix:{self.root}/run/"):
-                raise UsageProblem(f"app {app.name}: {endpoint.address} is no endpoint: the sockets there are the router's own")
+            refuse_own_socket(self.root, app.name, endpoint.address)
         variables = directives.believed(app.name, app.nginx, nginx)
         upstreams = [u for process in app.processes for u in balancing.blocks(app, process, facts, nginx)]
         splits = {process: s for process in app.processes if (s := balancing.split(app, process, facts))}

@@ -26,11 +26,11 @@ def create(router: Router, app: AppArgument) -> None:
     """
     name = app_name(app)
     is_there = router.store.exists(name)
-    event = Event("create", name, {"domains": [] if is_there else default_domains(router, name)})
+    event = Event("create", name, {"domains": [] if is_there else default_domains(router, name), "existed": is_there})
     try:
         change(router, [event])
     except (UsageProblem, Conflict, TemplateError, NginxRejected, PluginBroken) as why:
-        if not is_there or isinstance(why, HostProblem):
+        if not is_there or isinstance(why, HostProblem) or not router.store.exists(name):
             raise
         # it was asked for the app, and that is there; what keeps its edits from being served is said by whatever changes it
         notes = (f"app {name} exists already; its files are not taken up: {why.message}",)

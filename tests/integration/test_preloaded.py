@@ -35,7 +35,8 @@ def say(router, app=None):
     router.out.data(json.dumps({
         "argv": sys.argv, "orig_argv": sys.orig_argv[1:], "path": sys.path, "flags": str(sys.flags), "executable": sys.executable,
         "environment": dict(os.environ), "directory": os.getcwd(), "umask": status["Umask"], "name": Path("/proc/self/comm").read_text(),
-        "signals": [status[key] for key in ("SigBlk", "SigIgn", "SigCgt")], "int": str(signal.getsignal(signal.SIGINT)),
+        "signals": [status[key] for key in ("SigBlk", "SigIgn", "SigCgt")],
+        "int": str(getattr(on_int := signal.getsignal(signal.SIGINT), "__qualname__", on_int)),
         "child": str(signal.getsignal(signal.SIGCHLD)), "wakeup": signal.set_wakeup_fd(-1), "group": [os.getpgrp(), os.getsid(0)],
         "files": sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")),
         "streams": streams, "timezone": time.localtime(0).tm_hour, "locale": locale.setlocale(locale.LC_ALL),
