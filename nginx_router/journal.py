@@ -28,8 +28,9 @@ LARGEST = 10 << 20
 #: How much of the journal's end is looked at: first, and at most (a line of a change of all apps may be long).
 _NEAR, _FAR = 1 << 14, 1 << 23
 
-#: How many of the last lines are looked through for those of askers that had their answer: so many may have shared a reload.
-_MOST_ASKERS = 10_000
+#: How many of the last lines are looked through for those of askers that had their answer, until they are older: 10,000 may have
+#: shared a reload.
+_LOOKS = (100, 1_000, 10_000)
 
 #: What the line of a start that nobody typed begins with.
 _START = "proxy:start (by "
@@ -78,8 +79,7 @@ def of_killed(journal: Path, told: Mapping[str, Any], generation: Path, queue: Q
     # first who is gone, then what is written: one that ends between the two wrote its line before it ended
     gone = {ident for ident in told.get("submissions", {}) if not queue.is_waited_for(ident)}
     # an asker that had its answer before the leader was killed wrote its own, and is as gone as one that was killed
-    since = [line for line in last(journal, _MOST_ASKERS) if line.get("time", "") >= told["time"]]
-    written = Counter((line.get("command"), line.get("generation")) for line in since)
+    written = Counter((line.get("command"), line.get("generation")) for line in since(journal, told["time"]))
     for ident, answers in told.get("submissions", {}).items():
         counted, reloads = reloads, 0
         if ident not in gone:
@@ -123,9 +123,18 @@ def of_start(within: str, user: str, uid: int, generation: int, seconds: float) 
     }
 
 
-def has_start(journal: Path, generation: int) -> bool:
-    """Whether the newest lines tell of an nginx that was started with this generation."""
-    return any(line.get("generation") == generation and line.get("command", "").startswith(_START) for line in last(journal, _MOST_ASKERS))
+def has_start(journal: Path, generation: int, moment: str) -> bool:
+    """Whether the lines from a moment on tell of an nginx that was started with this generation."""
+    return any(line.get("generation") == generation and line.get("command", "").startswith(_START) for line in since(journal, moment))
+
+
+def since(journal: Path, moment: str) -> list[dict[str, Any]]:
+    """The lines from a moment on (as `times.stamp` writes it), newest first."""
+    for count in _LOOKS:  # 10,000 lines are 8 MiB and as many objects, which a watch would keep the memory of
+        found = last(journal, count)
+        if len(found) < count or found[-1].get("time", "") < moment:
+            break
+    return [line for line in found if line.get("time", "") >= moment]
 
 
 def last(journal: Path, count: int) -> list[dict[str, Any]]:

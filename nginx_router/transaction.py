@@ -424,7 +424,9 @@ class Transaction:
         running = plane.wanted() and plane.master() is not None
         reloads = running and (parent is None or self.generations.index(parent).probe != current.probe)
         if reloads:
-            reloads = not journal.has_start(self.paths.journal, current.number)  # with which it was started, and no reload was needed
+            reloads = not journal.has_start(
+                self.paths.journal, current.number, last["time"]
+            )  # with which it was started, and no reload was needed
         with contextlib.suppress(OSError):
             directory, queue = self.generations.directory(current.number), Queue(self.paths.queue)
             for line in [*journal.of_killed(self.paths.journal, last, directory, queue, reloads=int(reloads))]:

@@ -60,6 +60,18 @@ def test_one_that_cannot_be_put_aside_grows_on(tmp_path: Path) -> None:
     assert numbers(path) == list(range(100))
 
 
+def test_the_lines_from_a_moment_on_are_found_however_many_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    for number in range(250):
+        journal.append(path, {"number": number, "time": f"2026-01-01T00:{number // 60:02}:{number % 60:02}Z"}, largest=6_000)
+    for first in (249, 160, 100, 3):
+        moment = f"2026-01-01T00:{first // 60:02}:{first % 60:02}Z"
+        found = [row["number"] for row in journal.since(path, moment)]
+        kept = [row["number"] for row in journal.last(path, 1000)]
+        assert found == [number for number in kept if number >= first]
+    assert journal.since(path, "2026-01-02") == [] and journal.since(tmp_path / "none", "") == []
+
+
 class Waiting(Queue):
     """A queue whose asker writes its line and ends when it is looked for."""
 
