@@ -109,6 +109,10 @@ print(*pids, flush=True); input()
 """
 
 
+def has_title(pid: int) -> bool:
+    return command_line(pid).startswith(("nginx: worker", "nginx: cache"))
+
+
 def test_a_worker_that_had_no_turn_yet_is_one_of_the_old(tmp_path: Path) -> None:
     (tmp_path / "master.py").write_text(MASTER)
     words = ["nginx: master process /usr/sbin/nginx", str(tmp_path / "master.py")]
@@ -117,7 +121,7 @@ def test_a_worker_that_had_no_turn_yet_is_one_of_the_old(tmp_path: Path) -> None
         unborn, worker, leaving, manager = pids = [int(pid) for pid in master.stdout.readline().split()]
         plane = Nginx(Paths(tmp_path), Globals())
         until_titled = time.monotonic() + 10
-        while not command_line(manager).startswith("nginx: cache") and time.monotonic() < until_titled:
+        while not all(map(has_title, (worker, leaving, manager))) and time.monotonic() < until_titled:
             time.sleep(0.01)
         found = [(w.pid, w.shutting_down) for w in plane.workers(master.pid)]
         for pid in pids:
