@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .draft import Draft
-from .errors import ChecksFailed, Conflict, PluginBroken, RouterError, UsageProblem, as_error, error_as_json, of_system
+from .errors import ChecksFailed, Conflict, PluginBroken, RouterError, UsageProblem, as_error, as_ours, error_as_json
 from .events import Edit, Event, reduce
 from .files import read_text
 from .fitting import fit
@@ -116,7 +116,7 @@ class Asking:
             try:
                 self._rehearse([place], [self._ask_for(place, Event("take-up", name))])
             except (RouterError, OSError) as why:
-                found[name] = _as_error(why)
+                found[name] = as_ours(why)
         plane = self.router.plane()
         good = {name: r for name in names if found[name] is None and (r := self._candidate.rendered(name)) is not None}
         waiting = [{name: r for name, r in good.items() if r.vhost}]
@@ -223,12 +223,11 @@ class Asking:
     def _served(self, name: str) -> App | None:
         """An app as it is served, as far as that can be known: of one whose state is lost all is new.  None: it is not served."""
         base = self._candidate.base
-        entry = base.apps.get(name) if base else None
-        if entry is None:
+        if base is None or name not in base.apps:
             return None
         try:
-            return self._candidate.parse(name, self.router.generations.app_state(entry)[0])
-        except RouterError:
+            return self._candidate.parse(name, self._candidate.served(name)[0])
+        except UsageProblem:  # of an earlier version, or its plugins
             return self._candidate.parse(name, {})
 
     @cached_property
@@ -298,9 +297,4 @@ class Asking:
 def _with_problem(event: Event, why: Exception) -> Event:
     if not isinstance(why, RouterError | OSError):
         raise why
-    return replace(event, args={**event.args, "problem": error_as_json(_as_error(why))})
-
-
-def _as_error(why: RouterError | OSError) -> RouterError:
-    """An error of the system, of a file that cannot be read for one, is that of its app alone."""
-    return why if isinstance(why, RouterError) else of_system(why)
+    return replace(event, args={**event.args, "problem": error_as_json(as_ours(why))})

@@ -213,6 +213,10 @@ class Candidate:
         """An app that an event was about, as it would be served."""
         return self._rendered.get(name)
 
+    def served(self, name: str) -> tuple[Texts, Facts]:
+        """What an app is served by in the base; nothing where it is not, or where that is lost."""
+        return self._served(self.base.apps.get(name) if self.base else None)
+
     # private
 
     def _apply(self, event: Event) -> Applied:
@@ -393,7 +397,7 @@ class Candidate:
             return True
         if base.config == self.config:
             return False
-        was = parse_globals(base.config, base.global_domains, self.tables)
+        was = base.settings(self.tables)
         now = self.settings
         return (was.proxy, was.nginx) != (now.proxy, now.nginx)
 
@@ -407,6 +411,9 @@ class Candidate:
         rendered = self._rendered.get(name)
         if rendered is not None:
             return rendered.texts, rendered.facts
+        return self._served(entry)
+
+    def _served(self, entry: Entry | None) -> tuple[Texts, Facts]:
         try:
             return self.generations.app_state(entry) if entry is not None else ({}, Facts())
         except StateCorrupt:

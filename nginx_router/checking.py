@@ -19,10 +19,10 @@ from typing import Any
 from . import health
 from .controller import Outcome, Request, Router
 from .entries import values_of
-from .errors import RouterError, UsageProblem, of_system
+from .errors import RouterError, UsageProblem, as_ours
 from .events import Event
 from .index import Index
-from .model import App, Facts, parse_app, parse_globals
+from .model import App, Facts, parse_app
 from .prober import Prober, Verdict
 from .probing import Target, places
 
@@ -60,7 +60,7 @@ class Checking:
             index = self._router.index()
             if index is None:
                 return
-            settings = parse_globals(index.config, index.global_domains, self._router.tables())
+            settings = index.settings(self._router.tables())
         except RouterError:
             return  # whoever takes edits up says what is wrong with it
         self._is_live = settings.is_live
@@ -109,7 +109,7 @@ class Checking:
         try:
             outcomes = self._router.change(events, independent=True)
         except (RouterError, OSError) as why:
-            self._fail((why if isinstance(why, RouterError) else of_system(why)).message)
+            self._fail(as_ours(why).message)
             return
         except Exception as why:  # whatever a change makes of us, edits are to be taken up on
             self._fail("".join(traceback.format_exception(why)))

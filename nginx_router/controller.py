@@ -128,7 +128,7 @@ class Router:
         from .dataplane import data_plane
 
         index = self.index()
-        settings = parse_globals(index.config, index.global_domains, self.tables()) if index else self.settings()
+        settings = index.settings(self.tables()) if index else self.settings()
         return data_plane(self.paths, settings)
 
     def serving(self) -> int | None:

@@ -15,7 +15,7 @@ from .candidate import Candidate
 from .differing import but_routes
 from .entries import Entries, values_of
 from .index import Index
-from .model import Entry, parse_globals
+from .model import Entry
 from .rendering import Rendered
 from .store import Write
 
@@ -129,7 +129,7 @@ class Draft:
         if of.settings.is_host_mode or base.config == of.config:
             return False
         # of what stands above the http block nginx takes this one up by a reload
-        was = parse_globals(base.config, base.global_domains, of.tables)
+        was = base.settings(of.tables)
         return was.get("worker-shutdown-timeout") != of.settings.get("worker-shutdown-timeout")
 
     @property
@@ -138,7 +138,7 @@ class Draft:
         of, base = self._of, self._of.base
         if base is None or not of.settings.is_host_mode:
             return False
-        return parse_globals(base.config, base.global_domains, of.tables).get("reload-command") != of.settings.get("reload-command")
+        return base.settings(of.tables).get("reload-command") != of.settings.get("reload-command")
 
     @property
     def changes_routes(self) -> bool:

@@ -187,6 +187,11 @@ def of_system(why: OSError, place: str = "") -> RouterError:
     )
 
 
+def as_ours(why: RouterError | OSError) -> RouterError:
+    """An error of the system as one of ours; ours as it is."""
+    return why if isinstance(why, RouterError) else of_system(why)
+
+
 def as_error(raw: Mapping[str, Any]) -> RouterError:
     """The reverse of `error_as_json`."""
     return BY_EXIT_CODE[raw["exit"]](raw["message"], hint=raw["hint"], app=raw["app"])

@@ -124,6 +124,11 @@ def _free(names: Sequence[str], owners: Mapping[str, str]) -> tuple[list[str], l
     return [name for name in wanted if name not in owners], notes
 
 
+def _refuse_taken(world: World, new: str, app: str) -> None:
+    if world.texts(new) is not None:
+        raise Conflict(f"app {new} exists already", hint=f"another name; what that is: router apps:report {new}", app=app)
+
+
 def _destroy(event: Event, world: World) -> Edit:
     assert event.app is not None
     require(world, event.app)
@@ -134,8 +139,7 @@ def _rename(event: Event, world: World) -> Edit:
     assert event.app is not None
     old, new = event.app, event.args["new"]
     texts = dict(require(world, old))
-    if world.texts(new) is not None:
-        raise Conflict(f"app {new} exists already", hint=f"another name; what that is: router apps:report {new}", app=old)
+    _refuse_taken(world, new, old)
     instead = {f"{old}.{g}": f"{new}.{g}" for g in event.args["globals"]}
     texts[DOMAINS] = lines.edit(texts.get(DOMAINS, ""), lambda entry: instead.get(_domain(entry), entry))
     return Edit(apps={old: None, new: texts}, moved=(old, new))
@@ -146,8 +150,7 @@ def _clone(event: Event, world: World) -> Edit:
     texts = dict(require(world, event.app))
     world.parse(event.app, texts)
     new = event.args["new"]
-    if world.texts(new) is not None:
-        raise Conflict(f"app {new} exists already", hint=f"another name; what that is: router apps:report {new}", app=event.app)
+    _refuse_taken(world, new, event.app)
     made = _create(Event("create", new, event.args), world)
     created = dict(made.apps[new] or {})
     toml = texts.get(APP_TOML, "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .entries import Entries, values_of
-from .model import Entry, HostFacts
+from .model import Entry, Globals, HostFacts, Tables, parse_globals
 
 #: The shape of state.json; a later program reads all earlier ones.
 SCHEMA = 1
@@ -41,6 +41,14 @@ class Index:
     def is_unfinished(self) -> bool:
         """Whether the files of its log's last change may not be written, and its askers not told."""
         return "steps" in self.last and not self.behind and not self.is_lost
+
+    def settings(self, tables: Tables) -> Globals:
+        """The host-wide settings that it was made with.
+
+        Raises:
+            UsageProblem: this version, or its plugins, refuse them.
+        """
+        return parse_globals(self.config, self.global_domains, tables)
 
     @property
     def owners(self) -> dict[str, str]:

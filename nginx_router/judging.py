@@ -24,7 +24,7 @@ from .entries import values_of
 from .errors import RouterError
 from .executables import router_bin
 from .index import Index
-from .model import App, Facts, parse_app, parse_globals
+from .model import App, Facts, parse_app
 
 #: Seconds of requests that count, and between two looks at them.
 WINDOW, LOOK = 60.0, 1.0
@@ -213,7 +213,7 @@ class Judging:
         try:
             texts, facts = self._router.generations.app_state(entry)
             tables = self._router.tables()
-            app, settings = parse_app(name, texts, tables), parse_globals(index.config, index.global_domains, tables)
+            app, settings = parse_app(name, texts, tables), index.settings(tables)
             vhost = self._router.generations.object(entry.vhost).decode(errors="replace") if entry.vhost else ""
         except RouterError:
             return

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from . import proxy
 from .controller import Request, Router
-from .errors import Busy, RouterError, of_system
+from .errors import Busy, RouterError, as_ours
 from .processes import is_alive, started_at
 
 #: Seconds until the second start, and until the last of many; the first is made at once.
@@ -71,7 +71,7 @@ class Keeping:
         return True
 
     def _fail(self, why: RouterError | OSError, began: float) -> None:
-        error = why if isinstance(why, RouterError) else of_system(why)
+        error = as_ours(why)
         problem = f"nginx ended, and is tried again less and less often: {error.message}"
         if problem != self._said:
             self._router.record(began, error)

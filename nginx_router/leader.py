@@ -261,11 +261,7 @@ def _is_of_the_host(why: Exception) -> bool:
 
 def _is_of_the_app(why: Exception) -> bool:
     """Whether a failure is the app's own doing, so that its directory is stale; a full disk or a dead nginx is not."""
-    if isinstance(why, RouterError) and why.is_of_the_host:
-        return False
-    if isinstance(why, ReloadFailed):
-        return why.is_of_the_configuration
-    return isinstance(why, RouterError) and not isinstance(why, HostProblem | ProxyDown | StateCorrupt | Busy | NotPermitted)
+    return isinstance(why, RouterError) and not isinstance(why, Busy | NotPermitted) and not _is_of_the_host(why)
 
 
 def _error(why: Exception, event: Event, log: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from . import canaries, health, interrupts, journal, live, sockets
 from .entries import values_of
 from .errors import RouterError
 from .files import FileLock
-from .model import parse_app, parse_globals
+from .model import parse_app
 from .orphans import counted
 from .times import stamp
 
@@ -178,7 +178,7 @@ def status(router: Router) -> dict[str, Any]:
     except RouterError as why:
         problems.append(why.message)
         if index is not None:  # what is served goes on as it was set
-            was = parse_globals(index.config, index.global_domains, router.tables())
+            was = index.settings(router.tables())
             updates, mode = was.get("updates"), was.get("mode")
     return {
         "generation": index.number if index else None,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from .controller import Outcome, Router
-from .errors import Busy, Conflict, NotFound, NotPermitted, ProxyDown, RouterError, of_system
+from .errors import Busy, Conflict, NotFound, NotPermitted, ProxyDown, RouterError, as_ours
 from .hostnames import HostNames
 from .resolving import Addresses
 from .watching import HOST
@@ -77,7 +77,7 @@ class TakingUp:
 
     def left_out(self, why: RouterError | OSError, what: Iterable[str] = (ALL,)) -> None:
         """Say why nothing of `what` could be taken up, and try again later."""
-        message = (why if isinstance(why, RouterError) else of_system(why)).message
+        message = as_ours(why).message
         if self._said.get("") != message:
             self._say(f"nothing was taken up: {message}")
         self._said[""] = message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -16,10 +15,10 @@ from .candidate import Candidate
 from .confinement import confine
 from .dataplane import DataPlane
 from .draft import Draft
-from .errors import Conflict, HostProblem, NginxRejected, NotPermitted, RouterError, StateCorrupt, UsageProblem
+from .errors import Conflict, HostProblem, NginxRejected, NotPermitted, RouterError, UsageProblem
 from .examples import examples, served
 from .live import ways_out
-from .model import SNIPPETS, TEMPLATE, Texts
+from .model import SNIPPETS, TEMPLATE
 from .processes import is_alive
 from .properties import of_directive
 from .rendering import Rendered
@@ -62,22 +61,18 @@ def validate(candidate: Candidate, plane: DataPlane, apps: Mapping[str, Rendered
 
 def _is_new_template(candidate: Candidate, rendered: Rendered) -> bool:
     """Whether an app has a template of its own (or a plugin's) that is not the one it is served by."""
-    entry = candidate.base.apps.get(rendered.app.name) if candidate.base else None
-    if rendered.template is None or entry is None:
-        return rendered.template is not None
+    if rendered.template is None:
+        return False
+    texts, facts = candidate.served(rendered.app.name)
     try:
-        texts, facts = candidate.generations.app_state(entry)
         return candidate.renderer.template_of(candidate.parse(rendered.app.name, texts), facts) != rendered.template
-    except (StateCorrupt, UsageProblem):
-        return True  # its object is lost; or a property that this version does not know any more
+    except UsageProblem:
+        return True  # a property that this version does not know any more
 
 
 def _has_new_snippet(candidate: Candidate, rendered: Rendered) -> bool:
     """Whether an app has a snippet of its own that is not as in the base."""
-    entry = candidate.base.apps.get(rendered.app.name) if candidate.base else None
-    known: Texts = {}
-    with contextlib.suppress(StateCorrupt):  # its object is lost: the directory alone says what the app is
-        known = candidate.generations.app_state(entry)[0] if entry and rendered.app.snippets else {}
+    known = candidate.served(rendered.app.name)[0] if rendered.app.snippets else {}
     return any(known.get(f"{SNIPPETS}{file}") != text for file, text in rendered.app.snippets.items())
 
 

@@ -12,7 +12,7 @@ from nginx_router import canaries
 from nginx_router.arguments import chosen, existing, last_good
 from nginx_router.errors import RouterError, UsageProblem
 from nginx_router.events import Event
-from nginx_router.model import Entry, parse_app, parse_globals
+from nginx_router.model import Entry, parse_app
 from nginx_router.times import stamp
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _rows(router: Router, app: str | None) -> Iterator[dict[str, Any]]:
     except RouterError:
         if index is None:
             raise
-        settings = parse_globals(index.config, index.global_domains, router.tables())  # what is served goes on as it was set
+        settings = index.settings(router.tables())  # what is served goes on as it was set
     for name in chosen(router, app):
         found, _ = last_good(router, name)
         few = canaries.of_app(found)
